@@ -1,0 +1,111 @@
+"""Observers: from the statistics of a tensor, the range [low, high] that its codes are to cover."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from mixq import affine
+from mixq.calibration.histogram import TensorStatistics
+from mixq.task import Array
+
+
+class Observer(ABC):
+    """Chooses the range of one tensor."""
+
+    @abstractmethod
+    def range(self, statistics: TensorStatistics) -> tuple[float, float]:
+        """(low, high) with low ≤ high; `statistics` has seen at least one batch."""
+
+
+@dataclass(frozen=True)
+class MinMax(Observer):
+    """Everything seen: no clipping."""
+
+    def range(self, statistics: TensorStatistics) -> tuple[float, float]:
+        return statistics.low, statistics.high
+
+
+@dataclass(frozen=True)
+class Percentile(Observer):
+    """Leaves out the outermost values: `percent` of all lie inside, the rest is clipped in equal parts."""
+
+    percent: float = 99.99
+
+    def range(self, statistics: TensorStatistics) -> tuple[float, float]:
+        share = np.cumsum(statistics.counts) / max(int(statistics.counts.sum()), 1)
+        tail = (100 - self.percent) / 200
+        edges = np.arange(1, len(share) + 1) * statistics.width - statistics.limit
+        low = edges[int(np.searchsorted(share, tail, side="right"))] - statistics.width
+        high = edges[min(int(np.searchsorted(share, 1 - tail)), len(edges) - 1)]
+        return max(statistics.low, float(low)), min(statistics.high, float(high))
+
+
+@dataclass(frozen=True)
+class MSE(Observer):
+    """The range of least mean squared error between values and their codes: rounding inside, clipping outside.
+
+    Searched over `steps` fractions of each end in turn, twice; the error is taken on the histogram.
+    """
+
+    steps: int = 40
+
+    def range(self, statistics: TensorStatistics) -> tuple[float, float]:
+        centers, weights = _occupied(statistics)
+        low, high = min(statistics.low, 0.0), max(statistics.high, 0.0)
+        fractions = np.linspace(0.3, 1.0, self.steps)
+        for _ in range(2):
+            high = min((high * f for f in fractions), key=lambda h: _squared_error(centers, weights, low, h))
+            low = min((low * f for f in fractions), key=lambda e: _squared_error(centers, weights, e, high))
+        return low, high
+
+
+@dataclass(frozen=True)
+class Entropy(Observer):
+    """The clipping of least Kullback–Leibler divergence between the values' distribution and that of their codes.
+
+    TensorRT's calibration (Migacz 2017), for asymmetric ranges: both ends are clipped by one fraction. Values beyond
+    the range count into its outermost bins; the codes' distribution spreads each code's mass over its occupied bins.
+    """
+
+    steps: int = 64
+
+    def range(self, statistics: TensorStatistics) -> tuple[float, float]:
+        centers, weights = _occupied(statistics)
+        low, high = min(statistics.low, 0.0), max(statistics.high, 0.0)
+        fractions = np.linspace(0.25, 1.0, self.steps)
+        best = float(min(fractions, key=lambda f: _divergence(centers, weights, low * f, high * f)))
+        return low * best, high * best
+
+
+def _occupied(statistics: TensorStatistics) -> tuple[Array, Array]:
+    used = statistics.counts > 0
+    return statistics.centers()[used], statistics.counts[used].astype(np.float64)
+
+
+def _squared_error(centers: Array, weights: Array, low: float, high: float) -> float:
+    qparams = affine.asymmetric(low, high)
+    scale, zero_point = float(qparams.scale), int(qparams.zero_point)
+    back = affine.values(affine.codes(centers, scale, zero_point, affine.U8), scale, zero_point)
+    return float(np.dot(weights, (centers - back) ** 2))
+
+
+def _divergence(centers: Array, weights: Array, low: float, high: float) -> float:
+    qparams = affine.asymmetric(low, high)
+    codes = affine.codes(centers, float(qparams.scale), int(qparams.zero_point), affine.U8).astype(np.int64)
+    inside = (centers >= low) & (centers <= high)
+    if not inside.any():
+        return np.inf
+    reference = weights.copy()
+    first, last = np.flatnonzero(inside)[[0, -1]]
+    reference[first] += weights[:first].sum()
+    reference[last] += weights[last + 1 :].sum()
+    reference, kept = reference[first : last + 1], weights[first : last + 1]
+    codes = codes[first : last + 1]
+    mass = np.bincount(codes, weights=kept, minlength=256)
+    occupied = np.bincount(codes, minlength=256)
+    spread = mass[codes] / occupied[codes]
+    p, q = reference / reference.sum(), spread / spread.sum()
+    return float(np.sum(p * np.log(p / q)))

@@ -1,0 +1,220 @@
+"""The configuration: which precision every layer has, and how it gets there. One frozen, hashable JSON value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from mixq.errors import InputError
+from mixq.validation import explain
+
+
+class Precision(StrEnum):
+    """Number format of a layer's arithmetic."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
+FloatPrecision = Literal[Precision.FP32, Precision.FP16, Precision.BF16]
+
+
+class Stage(StrEnum):
+    """How an INT8 layer gets its parameters: post-training quantization or quantization-aware training."""
+
+    PTQ = "ptq"
+    QAT = "qat"
+
+
+class Activation(StrEnum):
+    """How an INT8 layer's input is quantized."""
+
+    STATIC = "static"
+    DYNAMIC = "dynamic"
+    WEIGHT_ONLY = "weight_only"
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LayerScheme(_Value):
+    """What one layer becomes. `stage` and `activation` speak of INT8 only."""
+
+    precision: Precision
+    stage: Stage = Stage.PTQ
+    activation: Activation = Activation.STATIC
+
+    @model_validator(mode="after")
+    def _int8_only(self) -> LayerScheme:
+        if self.precision is not Precision.INT8 and (self.stage, self.activation) != (Stage.PTQ, Activation.STATIC):
+            raise ValueError(f"stage and activation are for int8 layers only, not for {self.precision}")
+        return self
+
+    def __str__(self) -> str:
+        parts: list[str] = [self.precision.value]
+        if self.activation is not Activation.STATIC:
+            parts.append(self.activation.value)
+        if self.stage is not Stage.PTQ:
+            parts.append(self.stage.value)
+        return "-".join(parts)
+
+    @classmethod
+    def parse(cls, text: str) -> LayerScheme:
+        """The inverse of str(): "int8-qat" → LayerScheme(INT8, stage=QAT)."""
+        known = {str(scheme): scheme for scheme in all_schemes()}
+        if text not in known:
+            raise InputError(f"scheme {text!r} is unknown; known: {', '.join(known)}")
+        return known[text]
+
+
+def all_schemes() -> list[LayerScheme]:
+    """Every scheme that can be written down; what can run is the runtime's to say."""
+    floats = [LayerScheme(precision=p) for p in Precision if p is not Precision.INT8]
+    return floats + [
+        LayerScheme(precision=Precision.INT8, stage=stage, activation=activation)
+        for activation in Activation
+        for stage in Stage
+    ]
+
+
+Scalar = bool | int | float | str
+
+
+def _sorted_proxy(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(sorted(mapping.items())))
+
+
+class RecipeStep(_Value):
+    """One step of the PTQ recipe: its name in the table of `mixq.ptq`, and its parameters."""
+
+    name: str
+    params: Annotated[Mapping[str, Scalar], AfterValidator(_sorted_proxy), PlainSerializer(dict)] = Field(
+        default_factory=dict, validate_default=True
+    )
+
+    def __hash__(self) -> int:
+        return hash((self.name, tuple(self.params.items())))
+
+
+class Training(_Value):
+    """How the layers with stage QAT are trained: `steps` batches, Adam's peak learning rate, seed."""
+
+    steps: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    seed: int = Field(default=0, ge=0)
+
+
+class MixedPrecisionConfig(_Value):
+    """A scheme for every layer of the model with fingerprint `model`; the only thing that decides what it computes.
+
+    `rest` is the precision of everything that is not a layer, `recipe` the ordered PTQ steps, `training` is given
+    exactly when a layer has stage QAT. Two configurations are equal when their JSON is; `id` names it.
+    """
+
+    format: Literal[1] = 1
+    model: str
+    schemes: Annotated[Mapping[str, LayerScheme], AfterValidator(_sorted_proxy), PlainSerializer(dict)]
+    rest: FloatPrecision = Precision.FP32
+    recipe: tuple[RecipeStep, ...] = ()
+    training: Training | None = None
+
+    @model_validator(mode="after")
+    def _training_where_qat(self) -> MixedPrecisionConfig:
+        if bool(self.qat_layers) != (self.training is not None):
+            raise ValueError("training is given exactly when a layer has stage qat")
+        return self
+
+    @cached_property
+    def id(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.to_json(indent=None).encode()).hexdigest()[:16]
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MixedPrecisionConfig) and self.id == other.id
+
+    @property
+    def qat_layers(self) -> list[str]:
+        return [name for name, scheme in self.schemes.items() if scheme.stage is Stage.QAT]
+
+    def layers_with(self, precision: Precision) -> list[str]:
+        return [name for name, scheme in self.schemes.items() if scheme.precision is precision]
+
+    def counts(self) -> dict[str, int]:
+        """Number of layers by scheme, e.g. {"bf16": 3, "int8": 40, "int8-qat": 1}."""
+        names = sorted(str(scheme) for scheme in self.schemes.values())
+        return {name: names.count(name) for name in dict.fromkeys(names)}
+
+    def to_json(self, indent: int | None = 2) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=indent, sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "configuration") -> MixedPrecisionConfig:
+        """Raises InputError, naming `source`, where the text is not a whole and valid configuration."""
+        try:
+            return cls.model_validate(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{source} is not valid JSON (line {error.lineno}: {error.msg}); it may be truncated: write it again"
+            ) from None
+        except ValidationError as error:
+            reasons = "; ".join(sentence for _, sentence in explain(error, cls))
+            raise InputError(f"{source}: {reasons}") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> MixedPrecisionConfig:
+        """Read `path` (JSON). Raises InputError for a missing, unreadable or invalid file."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the configuration {path}: {error}") from None
+
+    def check_for(self, model: str, layers: Iterable[str]) -> None:
+        """Raises InputError unless this is a configuration of the model with this fingerprint and these layers."""
+        known = list(layers)
+        unknown = sorted(set(self.schemes) - set(known))
+        missing = sorted(set(known) - set(self.schemes))
+        if unknown:
+            raise InputError(f"the configuration names unknown layers {unknown}; known: {', '.join(known)}")
+        if missing:
+            raise InputError(f"the configuration has no scheme for the layers {missing}; every layer needs one")
+        if self.model != model:
+            raise InputError(
+                f"the configuration is for the model {self.model}, this one is {model}: weights, topology, "
+                "calibration data or metric differ; search again, or use the task that it was made for"
+            )
+
+
+def uniform(
+    model: str,
+    layers: Iterable[str],
+    scheme: LayerScheme,
+    rest: FloatPrecision = Precision.FP32,
+    recipe: tuple[RecipeStep, ...] = (),
+    training: Training | None = None,
+) -> MixedPrecisionConfig:
+    """Every layer with the same scheme."""
+    return MixedPrecisionConfig(
+        model=model, schemes=dict.fromkeys(layers, scheme), rest=rest, recipe=recipe, training=training
+    )

@@ -1,0 +1,154 @@
+"""torch.nn.Module or .onnx file → Graph, and the proof that the graph computes what the original computes."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from mixq.errors import InputError
+from mixq.graph.layers import find_layers
+from mixq.graph.model import CompileRun, Graph, Run, serialize
+from mixq.graph.normalize import OPSET, check, normalize, strip
+from mixq.task import Array, Inputs, Outputs
+
+TOLERANCE = 1e-3  # of the largest output: folding and another order of summation stay far below
+
+
+def capture(source: Any, example: Inputs, compile_run: CompileRun) -> Graph:
+    """The graph of `source` (an eval-mode torch.nn.Module or the path of an .onnx file).
+
+    `example`: a few rows of every input, batch first. `compile_run` runs ONNX bytes on the runtime in use. Raises
+    InputError where the source cannot be captured, or where the graph's outputs differ from the original's by more
+    than TOLERANCE, with the difference.
+    """
+    if isinstance(source, str | Path):
+        model, original = _from_onnx(Path(source), example, compile_run)
+    else:
+        model, original = _from_torch(source, example)
+    model = normalize(model)
+    _free_batch_axis(model)
+    layers = find_layers(model, {name: value[:1] for name, value in example.items()})
+    strip(model)
+    check(model)
+    _check_equal(original, compile_run(serialize(model)), example)
+    return Graph(model, layers)
+
+
+def _from_onnx(path: Path, example: Inputs, compile_run: CompileRun) -> tuple[ir.Model, Run]:
+    if not path.is_file():
+        raise InputError(f"there is no model file {path}")
+    try:
+        model = ir.load(path)
+        ir.external_data.load_to_model(model)
+    except Exception as error:
+        raise InputError(f"{path} cannot be read as ONNX (a missing data file? truncated?): {error}") from error
+    _check_names(model, example)
+    return model, compile_run(serialize(model))
+
+
+def _from_torch(module: Any, example: Inputs) -> tuple[ir.Model, Run]:
+    import torch
+
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(f"model() must return a torch.nn.Module or the path of an .onnx file, got {type(module)}")
+    if module.training:
+        raise InputError("the model is in training mode; return model.eval()")
+    model = _exported(module, example)
+    _check_names(model, example)
+
+    def original(inputs: Inputs) -> Outputs:
+        with torch.no_grad():
+            found = module(**{name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in inputs.items()})
+        tensors = [t for t in torch.utils._pytree.tree_leaves(found) if isinstance(t, torch.Tensor)]
+        return {str(value.name): t.numpy() for value, t in zip(model.graph.outputs, tensors, strict=True)}
+
+    return model, original
+
+
+def _exported(module: Any, example: Inputs) -> ir.Model:
+    import torch
+
+    # Two rows at least: an axis of one would be taken for a constant.
+    rows = {name: torch.from_numpy(np.concatenate([v, v])[:2].copy()) for name, v in example.items()}
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own deprecations; nothing that a user can act on
+            program = torch.onnx.export(
+                module,
+                kwargs=rows,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                dynamic_shapes={name: {0: torch.export.Dim.DYNAMIC} for name in rows},
+            )
+    except Exception as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"torch.onnx.export cannot capture the model with the inputs {sorted(rows)} and a dynamic batch axis: "
+            f"{first[0]}; the inputs of calibration must be named like the parameters of forward"
+        ) from error
+    finally:
+        logger.setLevel(level)
+    if program is None:
+        raise InputError("torch.onnx.export returned no program")
+    model: ir.Model = program.model
+    return model
+
+
+def _check_names(model: ir.Model, example: Inputs) -> None:
+    wanted = [str(value.name) for value in model.graph.inputs if not value.is_initializer()]
+    if sorted(wanted) != sorted(example):
+        raise InputError(f"the model's inputs are {sorted(wanted)}, but calibration yields {sorted(example)}")
+
+
+def _free_batch_axis(model: ir.Model) -> None:
+    """Name the first axis of every input; where the file fixed it, the equality check shows if the graph bears it."""
+    for value in model.graph.inputs:
+        if value.shape is None or len(value.shape) == 0:
+            raise InputError(f"the model's input {value.name!r} has no batch axis")
+        value.shape = ir.Shape(("batch", *list(value.shape)[1:]))
+    for node in model.graph:
+        for output in node.outputs:
+            if output.shape is not None and output not in model.graph.outputs:
+                output.shape = None
+    for output in model.graph.outputs:
+        if output.shape is not None and len(output.shape):
+            output.shape = ir.Shape(("batch", *list(output.shape)[1:]))
+
+
+def _check_equal(original: Run, captured: Run, example: Inputs) -> None:
+    for rows in sorted({1, len(next(iter(example.values())))}):
+        part = {name: value[:rows] for name, value in example.items()}
+        try:
+            want, have = original(part), captured(part)
+        except InputError:
+            raise
+        except Exception as error:
+            first = str(error).strip().splitlines() or [type(error).__name__]
+            raise InputError(
+                f"the model cannot run {rows} rows: {first[0]}; its batch axis must be dynamic (export it so)"
+            ) from error
+        for name, value in want.items():
+            error_found = relative_error(value, have[name])
+            if not error_found <= TOLERANCE:
+                raise InputError(
+                    f"the captured graph's output {name!r} differs from the original's by {error_found:.2e} of its "
+                    f"largest value for {rows} rows (at most {TOLERANCE:.0e} is accepted); is the model deterministic?"
+                )
+
+
+def relative_error(want: Array, have: Array) -> float:
+    """max |want − have| ÷ max |want|; NaN where a value is not finite, infinite where the shapes differ."""
+    if want.shape != have.shape:
+        return float("inf")
+    largest = float(np.abs(want).max(initial=0.0))
+    difference = float(np.abs(want.astype(np.float64) - have).max(initial=0.0))
+    return difference / largest if largest else difference

@@ -1,0 +1,52 @@
+"""Graph + configuration + parameters → the mixed-precision ONNX model that a runtime executes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from mixq.config import MixedPrecisionConfig, Precision
+from mixq.graph.edit import nodes_by_name
+from mixq.graph.model import Graph
+from mixq.graph.plan import Plan
+from mixq.graph.quantize import Parameters, give_own, quantize_activations, quantize_weights
+from mixq.graph.regions import IR_TYPES, float_types, insert_casts, store_as
+
+
+def lower(
+    graph: Graph,
+    config: MixedPrecisionConfig,
+    plan: Plan,
+    parameters: Parameters,
+    *,
+    typed: bool = True,
+    trainable: Collection[str] = (),
+) -> ir.Model:
+    """A new model; `graph` stays as it is.
+
+    typed: write the float types into the graph as Casts. False where the runtime reaches the same by an option of
+    its own; then only the weights are stored in the type. trainable: INT8 layers that keep float weights behind a
+    QuantizeLinear, for training; such a model is not for export.
+    """
+    model = graph.model.clone()
+    nodes = nodes_by_name(model.graph)
+    for (name, index), value in parameters.values.items():
+        give_own(model, nodes[name], index, value)
+    types = float_types(model, config)
+    quantize_activations(model, plan, parameters.activations)
+    quantize_weights(model, graph, plan, parameters, trainable)
+    if typed:
+        insert_casts(model, types)
+    else:
+        _store_weights(model, config)
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _store_weights(model: ir.Model, config: MixedPrecisionConfig) -> None:
+    nodes = nodes_by_name(model.graph)
+    for name, scheme in config.schemes.items():
+        if scheme.precision in (Precision.FP16, Precision.BF16):
+            store_as(model, nodes[name], IR_TYPES[scheme.precision])

@@ -1,0 +1,108 @@
+"""Graph and Layer: the captured network, never changed after capture; and how a model becomes bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import onnx
+import onnx_ir as ir
+
+from mixq.errors import InputError
+from mixq.task import Array, Inputs, Outputs
+
+Run = Callable[[Inputs], Outputs]
+"""A compiled model: inputs by name → outputs by name."""
+
+CompileRun = Callable[[bytes], Run]
+"""Serialized ONNX → Run; a runtime's compile, handed to what must run graphs but knows no runtime."""
+
+ONNX_LIMIT = 2**31 - 1  # protobuf's limit for one message
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One node with a weight. Shapes are those of one row; `macs` multiply-accumulates a row; `bytes` in FP32."""
+
+    name: str
+    op: str
+    weight: str
+    bias: str | None
+    channel_axis: int
+    input: str
+    output: str
+    input_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    parameters: int
+    macs: int
+
+    @property
+    def bytes(self) -> int:
+        return 4 * self.parameters
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A normalized FP32 ONNX model (opset 21; layer nodes carry their layer's name) and its layers in order."""
+
+    model: ir.Model
+    layers: tuple[Layer, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @property
+    def layer_names(self) -> list[str]:
+        return [layer.name for layer in self.layers]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (16 digits) over topology and weights."""
+        return hashlib.sha256(serialize(self.model)).hexdigest()[:16]
+
+    def weight(self, name: str) -> Array:
+        """The value of the initializer `name`."""
+        tensor = self.model.graph.initializers[name].const_value
+        if tensor is None:
+            raise KeyError(name)
+        return tensor.numpy()
+
+    def layer(self, name: str) -> Layer:
+        """Raises InputError with the known layers where there is none of that name."""
+        if name not in self.by_name:
+            raise InputError(f"there is no layer {name!r}; known: {', '.join(self.layer_names)}")
+        return self.by_name[name]
+
+
+def serialize(model: ir.Model) -> bytes:
+    """The model as one ONNX protobuf. Raises InputError where it is above protobuf's 2 GiB."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    if size > ONNX_LIMIT:
+        raise InputError(f"the model holds {size / 2**30:.1f} GiB of weights; above 2 GiB is not supported")
+    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def deserialize(data: bytes) -> ir.Model:
+    """The inverse of `serialize`."""
+    return ir.from_proto(onnx.load_model_from_string(data))
+
+
+def with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:
+    """A copy whose graph also gives the tensors `names` as outputs."""
+    copy = model.clone()
+    values = values_by_name(copy)
+    for name in names:
+        if values[name] not in copy.graph.outputs:
+            copy.graph.outputs.append(values[name])
+    return copy
+
+
+def values_by_name(model: ir.Model) -> dict[str, ir.Value]:
+    """Every named tensor: inputs, initializers and node outputs."""
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    values += [output for node in model.graph for output in node.outputs]
+    return {value.name: value for value in values if value.name}

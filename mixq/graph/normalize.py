@@ -1,0 +1,85 @@
+"""Brings any ONNX model to the one form that the rest of mixq knows."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import onnx_ir as ir
+import onnxscript.optimizer
+import onnxscript.rewriter
+import onnxscript.version_converter
+from onnx_ir.passes.common import (
+    CheckerPass,
+    ClearMetadataAndDocStringPass,
+    LiftConstantsToInitializersPass,
+    NameFixPass,
+    RemoveInitializersFromInputsPass,
+    RemoveUnusedNodesPass,
+)
+
+from mixq.errors import InputError
+
+OPSET = 21  # the newest that both runtimes take without reservations
+IR_VERSION = 10
+OLDEST_OPSET = 13
+
+
+def normalize(model: ir.Model) -> ir.Model:
+    """Opset 21, constants as initializers, batch norm folded into convolutions, unique names. Changes `model`."""
+    _refuse(model)
+    RemoveInitializersFromInputsPass()(model)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    onnxscript.optimizer.optimize(model)
+    model = onnxscript.rewriter.rewrite(model)
+    _convert(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    RemoveUnusedNodesPass()(model)
+    NameFixPass()(model)
+    model.ir_version = IR_VERSION
+    _refuse_bad_weights(model)
+    return model
+
+
+def strip(model: ir.Model) -> None:
+    """Drop what exporters note about the machine and the source code; it is not ours to pass on."""
+    ClearMetadataAndDocStringPass()(model)
+    for node in model.graph:
+        node.meta.clear()
+
+
+def check(model: ir.Model) -> None:
+    """The ONNX checker. Raises InputError with its words."""
+    try:
+        CheckerPass()(model)
+    except Exception as error:
+        raise InputError(f"the ONNX checker refuses the model: {error}") from error
+
+
+def _convert(model: ir.Model) -> None:
+    version = model.opset_imports.get("", 1)
+    if version == OPSET:
+        return
+    onnxscript.version_converter.convert_version(model, OPSET, fallback=True)
+    if model.opset_imports.get("") != OPSET:
+        raise InputError(f"the model's opset {version} cannot be converted to {OPSET}; export it with opset {OPSET}")
+
+
+def _refuse(model: ir.Model) -> None:
+    version = model.opset_imports.get("", 0)
+    if version < OLDEST_OPSET:
+        raise InputError(f"the model's opset is {version}; mixq takes {OLDEST_OPSET} and newer: export it again")
+    for node in model.graph:
+        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+            raise InputError(f"node {node.name!r}: {node.op_type} holds a subgraph, which mixq cannot quantize")
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            raise InputError(f"node {node.name!r}: {node.op_type}: the model is quantized already; bring it in FP32")
+
+
+def _refuse_bad_weights(model: ir.Model) -> None:
+    for name, value in model.graph.initializers.items():
+        if value.const_value is None:
+            raise InputError(f"the weight {name!r} has no value; is its external data missing?")
+        numbers = value.const_value.numpy()
+        if numbers.dtype.kind == "f" and not np.isfinite(numbers).all() and numbers.ndim > 0:
+            raise InputError(f"the weight {name!r} holds NaN or infinite values; repair the checkpoint")

@@ -1,0 +1,33 @@
+"""Placement: what a runtime's integer kernels want to see around them, as data.
+
+Each runtime owns one value of this; `plan.py` turns it into the places of the QuantizeLinear/DequantizeLinear pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Ops that hand on the very values that they read: codes stay valid on the other side, and smaller data travels.
+VALUE_PRESERVING = frozenset(
+    {"MaxPool", "Concat", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Identity"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How INT8 regions are written for one runtime.
+
+    transparent: ops through which a pair moves up, so that the producer already writes codes.
+    integer: ops that are not layers and run on codes where their quantized inputs and their output are quantized.
+    all_inputs: whether `integer` ops need every input quantized (else one is enough, the rest fuses).
+    output_pairs: layers whose INT8 kernel is picked only with a pair on the output too (behind its activation).
+    fused_activations: activations that such a layer takes in, so that the pair stands behind them.
+    pair_after_transparent: whether a pair is repeated behind each transparent op.
+    """
+
+    transparent: frozenset[str] = VALUE_PRESERVING
+    integer: frozenset[str] = frozenset()
+    all_inputs: bool = False
+    output_pairs: frozenset[str] = frozenset()
+    fused_activations: frozenset[str] = frozenset({"Relu", "Clip"})
+    pair_after_transparent: bool = False

@@ -1,0 +1,133 @@
+"""Writes the INT8 layers of a configuration into a graph as QuantizeLinear/DequantizeLinear pairs.
+
+Activations per tensor, u8, asymmetric; weights per output channel, s8, symmetric, stored as int8; biases as s32 with
+scale = input scale × weight scale, so that the integer kernels need no further rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from mixq import affine
+from mixq.affine import QParams
+from mixq.graph.edit import add_initializer, insert_behind, nodes_by_name, redirect, replace_output
+from mixq.graph.model import Graph, Layer, values_by_name
+from mixq.graph.plan import Plan
+from mixq.task import Array
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What lowering needs beside the graph: finished, and blind to the algorithm that made it.
+
+    activations: qparams by quantized tensor; weights: qparams by INT8 layer; values: by (layer, input index) the
+    weights (1) and biases (2) that replace the graph's own (trained or corrected), of the same shape.
+    """
+
+    activations: Mapping[str, QParams] = field(default_factory=dict)
+    weights: Mapping[str, QParams] = field(default_factory=dict)
+    values: Mapping[tuple[str, int], Array] = field(default_factory=dict)
+
+
+def quantize_activations(model: ir.Model, plan: Plan, activations: Mapping[str, QParams]) -> None:
+    """Insert one pair for each tensor of `plan`, and let its edges read behind it."""
+    values, nodes = values_by_name(model), nodes_by_name(model.graph)
+    for tensor, edges in plan.reads.items():
+        value = values[tensor]
+        pair = _pair(model.graph, value, activations[tensor])
+        insert_behind(model.graph, value, pair)
+        redirect(nodes, edges, pair[1].outputs[0])
+        if not _reads_float(value, pair[0]):
+            replace_output(model.graph, value, pair[1].outputs[0])
+
+
+def quantize_weights(
+    model: ir.Model, graph: Graph, plan: Plan, parameters: Parameters, trainable: Collection[str] = ()
+) -> None:
+    """Weights of the INT8 layers as int8, biases as int32. Layers in `trainable` keep float ones behind a Q → DQ."""
+    nodes = nodes_by_name(model.graph)
+    for name, qparams in parameters.weights.items():
+        layer, node = graph.by_name[name], nodes[name]
+        if name in trainable:
+            give_own(model, node, 1, constant(node, 1))
+            pair = _pair(model.graph, _input(node, 1), qparams, name=f"{name}.weight")
+            model.graph.insert_before(node, pair)
+            node.replace_input_with(1, pair[1].outputs[0])
+            if layer.bias is not None:
+                give_own(model, node, 2, constant(node, 2))
+            continue
+        _store_weight(model.graph, node, layer, qparams)
+        if layer.bias is not None:
+            _store_bias(model.graph, node, layer, parameters.activations[plan.inputs[name]], qparams)
+
+
+def own_name(layer: str, index: int) -> str:
+    """The name of a layer's own copy of its weight (index 1) or bias (2)."""
+    return f"{layer}.{'weight' if index == 1 else 'bias'}.own"
+
+
+def give_own(model: ir.Model, node: ir.Node, index: int, value: Array) -> None:
+    """Let a layer's node read its own initializer, so that another layer with the same weight keeps the old one."""
+    name = own_name(str(node.name), index)
+    node.replace_input_with(index, add_initializer(model.graph, name, value.astype(np.float32)))
+
+
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    if value is None:
+        raise ValueError(f"{node.name} has no input {index}")
+    return value
+
+
+def constant(node: ir.Node, index: int) -> Array:
+    """The value of the initializer that `node` reads at `index`."""
+    tensor = _input(node, index).const_value
+    if tensor is None:
+        raise ValueError(f"{node.name}: input {index} is not constant")
+    return tensor.numpy()
+
+
+def _reads_float(value: ir.Value, quantizer: ir.Node) -> bool:
+    return any(node is not quantizer for node in value.consumers())
+
+
+def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, name: str | None = None) -> list[ir.Node]:
+    name = name or str(value.name)
+    dtype = np.uint8 if qparams.axis is None else np.int8
+    scale = add_initializer(graph, f"{name}_scale", qparams.scale)
+    zero_point = add_initializer(graph, f"{name}_zero_point", qparams.zero_point.astype(dtype))
+    attributes = {} if qparams.axis is None else {"axis": qparams.axis}
+    quantizer = ir.node("QuantizeLinear", [value, scale, zero_point], attributes, name=f"{name}_quantize")
+    quantizer.outputs[0].name = f"{name}_quantized"
+    back = ir.node("DequantizeLinear", [quantizer.outputs[0], scale, zero_point], attributes, name=f"{name}_dequantize")
+    back.outputs[0].name = f"{name}_dequantized"
+    back.outputs[0].shape, back.outputs[0].type = value.shape, value.type
+    return [quantizer, back]
+
+
+def _store(graph: ir.Graph, node: ir.Node, index: int, codes: Array, qparams: QParams, name: str) -> None:
+    stored = add_initializer(graph, f"{name}_quantized", codes)
+    scale = add_initializer(graph, f"{name}_scale", qparams.scale)
+    zero_point = add_initializer(graph, f"{name}_zero_point", qparams.zero_point.astype(codes.dtype))
+    attributes = {} if qparams.axis is None else {"axis": qparams.axis}
+    back = ir.node("DequantizeLinear", [stored, scale, zero_point], attributes, name=f"{name}_dequantize")
+    back.outputs[0].name = f"{name}_dequantized"
+    back.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_before(node, back)
+    node.replace_input_with(index, back.outputs[0])
+
+
+def _store_weight(graph: ir.Graph, node: ir.Node, layer: Layer, qparams: QParams) -> None:
+    codes = affine.quantize(constant(node, 1), qparams, affine.S8)
+    _store(graph, node, 1, codes, qparams, f"{layer.name}.weight")
+
+
+def _store_bias(graph: ir.Graph, node: ir.Node, layer: Layer, data: QParams, weight: QParams) -> None:
+    scale = data.scale * weight.scale
+    qparams = QParams(scale, np.zeros(scale.shape, np.int32), None if scale.ndim == 0 else 0)
+    codes = affine.quantize(constant(node, 2), qparams, affine.S32)
+    _store(graph, node, 2, codes, qparams, f"{layer.name}.bias")

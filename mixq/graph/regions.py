@@ -1,0 +1,126 @@
+"""Float regions: which float type every node has, and Casts at the borders of regions only.
+
+A layer has the type that the configuration gives it. The ops between layers take the type that most of their
+neighbors have, so that a region has no cast inside; where they are undecided, the configuration's `rest`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as ir
+
+from mixq.config import MixedPrecisionConfig, Precision
+from mixq.graph.edit import add_initializer, insert_behind, replace_output
+
+IR_TYPES = {
+    Precision.FP32: ir.DataType.FLOAT,
+    Precision.FP16: ir.DataType.FLOAT16,
+    Precision.BF16: ir.DataType.BFLOAT16,
+}
+
+# Ops with an input that ONNX wants in float32 whatever the data's type is, and ops that make no float data.
+FLOAT32_ONLY = frozenset(
+    {"Resize", "Range", "Shape", "ConstantOfShape", "Cast", "QuantizeLinear", "DequantizeLinear", "CumSum", "Size"}
+)
+
+
+def float_types(model: ir.Model, config: MixedPrecisionConfig) -> dict[str, Precision]:
+    """Node name → float type. INT8 layers, and what only they touch, are FP32: their kernels accumulate in it."""
+    fixed: dict[str, Precision] = {
+        name: Precision.FP32 if scheme.precision is Precision.INT8 else scheme.precision
+        for name, scheme in config.schemes.items()
+    }
+    types: dict[str, Precision] = {}
+    for node in model.graph:
+        name = str(node.name)
+        types[name] = Precision.FP32 if node.op_type in FLOAT32_ONLY else fixed.get(name, config.rest)
+    movable = [node for node in model.graph if node.name not in fixed and node.op_type not in FLOAT32_ONLY]
+    # Each change removes a cast, so this ends.
+    while sum(_follow_neighbors(node, types) for node in movable):
+        pass
+    return types
+
+
+def _follow_neighbors(node: ir.Node, types: dict[str, Precision]) -> bool:
+    neighbors = [value.producer() for value in node.inputs if value is not None and is_float(value)]
+    neighbors += [reader for output in node.outputs for reader in output.consumers()]
+    votes = Counter(types[str(neighbor.name)] for neighbor in neighbors if neighbor is not None)
+    if not votes:
+        return False
+    (best, count), name = votes.most_common(1)[0], str(node.name)
+    if count <= votes[types[name]]:
+        return False
+    types[name] = best
+    return True
+
+
+def insert_casts(model: ir.Model, types: dict[str, Precision]) -> None:
+    """Give every node of `types` its float type: constants converted, Casts where a value crosses into another type."""
+    original = list(model.graph)
+    for node in original:
+        target = IR_TYPES[types.get(str(node.name), Precision.FP32)]
+        for index, value in enumerate(list(node.inputs)):
+            if value is None or not is_float(value):
+                continue
+            if value.is_initializer():
+                if target != ir.DataType.FLOAT:
+                    node.replace_input_with(index, _typed_constant(model.graph, value, target))
+            elif _type_of(value, types) != target:
+                node.replace_input_with(index, _cast(model.graph, value, target))
+    for node in original:
+        _retype_outputs(model.graph, node, types)
+
+
+def store_as(model: ir.Model, node: ir.Node, dtype: ir.DataType) -> None:
+    """Keep the weight and bias of `node` in `dtype` on disk and in float32 in the arithmetic that is written down."""
+    for index, value in enumerate(list(node.inputs)):
+        if value is not None and value.is_initializer() and is_float(value):
+            stored = _typed_constant(model.graph, value, dtype)
+            node.replace_input_with(index, _cast(model.graph, stored, ir.DataType.FLOAT, before=node))
+
+
+def is_float(value: ir.Value) -> bool:
+    return value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def _type_of(value: ir.Value, types: dict[str, Precision]) -> ir.DataType:
+    producer = value.producer()
+    if producer is None:
+        return ir.DataType.FLOAT
+    if producer.op_type == "Cast":
+        return value.dtype or ir.DataType.FLOAT
+    return IR_TYPES[types.get(str(producer.name), Precision.FP32)]
+
+
+def _typed_constant(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    if value.const_value is None:
+        raise ValueError(f"{value.name} has no value")
+    return add_initializer(
+        graph, f"{value.name}_{dtype.name.lower()}", value.const_value.numpy().astype(dtype.numpy()), dtype
+    )
+
+
+def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, before: ir.Node | None = None) -> ir.Value:
+    name = f"{value.name}_as_{dtype.name.lower()}"
+    for reader in value.consumers():
+        if reader.name == name:
+            return reader.outputs[0]
+    node = ir.node("Cast", [value], {"to": dtype.value}, name=name)
+    node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = name, value.shape, ir.TensorType(dtype)
+    if before is not None:
+        graph.insert_before(before, [node])
+    else:
+        insert_behind(graph, value, [node])
+    return node.outputs[0]
+
+
+def _retype_outputs(graph: ir.Graph, node: ir.Node, types: dict[str, Precision]) -> None:
+    target = IR_TYPES[types.get(str(node.name), Precision.FP32)]
+    if target == ir.DataType.FLOAT:
+        return
+    for output in node.outputs:
+        if is_float(output):
+            if output.is_graph_output():
+                replace_output(graph, output, _cast(graph, output, ir.DataType.FLOAT))
+            output.type = ir.TensorType(target)

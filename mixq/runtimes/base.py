@@ -1,0 +1,76 @@
+"""Runtime and Executable: what mixq needs of an inference engine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mixq.config import LayerScheme, MixedPrecisionConfig, Precision
+from mixq.graph.model import Layer
+from mixq.graph.placement import Placement
+from mixq.task import Inputs, Outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What the runtime executed for one layer.
+
+    executed: the precision of the arithmetic (fp32, bf16, fp16, int8), or "fused" where another kernel took the
+    layer in and the runtime does not say how; kernel: the runtime's own name for it; time_us: microseconds of one
+    run (None where not profiled).
+    """
+
+    layer: str
+    executed: str
+    kernel: str
+    time_us: float | None = None
+
+
+class Executable(ABC):
+    """A compiled model. Not safe for use by several threads at once."""
+
+    @abstractmethod
+    def run(self, inputs: Inputs) -> Outputs:
+        """Outputs by name, freshly owned. Inputs of any batch size."""
+
+    @abstractmethod
+    def bind(self, inputs: Inputs) -> Callable[[], None]:
+        """A call that runs the model on these inputs and does nothing else: what latency is measured on."""
+
+    @abstractmethod
+    def audit(self, layers: Sequence[Layer], inputs: Inputs) -> list[Kernel]:
+        """The kernel of each layer, read from what the runtime really executed on `inputs`."""
+
+
+class Runtime(ABC):
+    """One inference engine on this machine's CPU."""
+
+    name: ClassVar[str]
+    placement: ClassVar[Placement]
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """The engine's version."""
+
+    @abstractmethod
+    def refusal(self, scheme: LayerScheme, op: str) -> str | None:
+        """Why a layer of this ONNX op cannot have this scheme here; None where it can."""
+
+    @abstractmethod
+    def expected(self, precision: Precision) -> str:
+        """The precision that a layer asked to be `precision` executes in on this CPU, e.g. fp32 for fp16."""
+
+    @abstractmethod
+    def options(self, config: MixedPrecisionConfig) -> Mapping[str, str]:
+        """The engine's own options that this configuration is to be opened with, beside threads."""
+
+    @abstractmethod
+    def typed(self, config: MixedPrecisionConfig) -> bool:
+        """Whether the float types stand in the graph as Casts; False where an option brings them about."""
+
+    @abstractmethod
+    def compile(self, model: bytes, threads: int, options: Mapping[str, str] | None = None) -> Executable:
+        """Compile serialized ONNX. Raises InputError where the engine refuses the model or an option."""

@@ -1,0 +1,152 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENVINO_TELEMETRY", "0")
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import openvino
+
+from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision
+from mixq.errors import InputError
+from mixq.graph.model import Layer
+from mixq.graph.placement import VALUE_PRESERVING, Placement
+from mixq.runtimes.base import Executable, Kernel, Runtime
+from mixq.task import Inputs, Outputs
+
+HINT = "INFERENCE_PRECISION_HINT"
+SHAPES_KEPT = 4  # compiled models kept per executable, one a set of input shapes
+EXECUTED = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+COMPUTING = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "Subgraph")
+
+
+class OpenVino(Runtime):
+    """Its INT8 kernels are picked from the pairs on a layer's inputs; codes travel on through pools and Concat."""
+
+    name: ClassVar[str] = "openvino"
+    placement: ClassVar[Placement] = Placement(transparent=VALUE_PRESERVING, integer=frozenset({"Add"}))
+
+    @cached_property
+    def _core(self) -> Any:
+        return openvino.Core()
+
+    @cached_property
+    def _capabilities(self) -> list[str]:
+        return list(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+    @property
+    def version(self) -> str:
+        return str(openvino.get_version())
+
+    def refusal(self, scheme: LayerScheme, op: str) -> str | None:
+        if scheme.activation is not Activation.STATIC:
+            return f"{scheme.activation} INT8 activations are not lowered for OpenVINO yet"
+        if scheme.precision is Precision.BF16 and "BF16" not in self._capabilities:
+            return "this CPU has no BF16 instructions"
+        return None
+
+    def expected(self, precision: Precision) -> str:
+        if precision is Precision.FP16 and "FP16" not in self._capabilities:
+            return "fp32"
+        return precision.value
+
+    def options(self, config: MixedPrecisionConfig) -> Mapping[str, str]:
+        return {HINT: "f32" if self.typed(config) else "bf16"}
+
+    def typed(self, config: MixedPrecisionConfig) -> bool:
+        # Under the hint everything that is not INT8 becomes BF16 with no cast at all: the cheapest mix. FP32 and FP16
+        # layers exist only without it.
+        floats = {scheme.precision for scheme in config.schemes.values()} - {Precision.INT8}
+        return not (config.rest is Precision.BF16 and floats <= {Precision.BF16})
+
+    def compile(self, model: bytes, threads: int, options: Mapping[str, str] | None = None) -> Executable:
+        try:
+            read = self._core.read_model(model)
+        except RuntimeError as error:
+            raise InputError(f"OpenVINO cannot read the model: {_first_line(error)}") from error
+        properties = {
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            HINT: "f32",
+            **(options or {}),
+        }
+        return _Compiled(self._core, read, properties)
+
+
+class _Compiled(Executable):
+    """Compiled lazily for each set of input shapes: static shapes are what the fast kernels need."""
+
+    def __init__(self, core: Any, model: Any, properties: Mapping[str, Any]) -> None:
+        self._core, self._model, self._properties = core, model, properties
+        self._names = [str(output.get_any_name()) for output in model.outputs]
+        self._requests: dict[tuple[Any, ...], Any] = {}
+
+    def run(self, inputs: Inputs) -> Outputs:
+        request = self._request(inputs)
+        request.infer({name: np.ascontiguousarray(value) for name, value in inputs.items()}, share_inputs=True)
+        return {name: request.get_output_tensor(i).data.copy() for i, name in enumerate(self._names)}
+
+    def bind(self, inputs: Inputs) -> Callable[[], None]:
+        request = self._request(inputs)
+        for name, value in inputs.items():
+            request.get_tensor(name).data[:] = value
+        infer = request.infer
+        return lambda: infer(None) and None
+
+    def audit(self, layers: Sequence[Layer], inputs: Inputs) -> list[Kernel]:
+        compiled = self._compile(inputs, {**self._properties, "PERF_COUNT": True})
+        request = compiled.create_infer_request()
+        for _ in range(3):  # the first runs allocate
+            request.infer(dict(inputs))
+        nodes = [_info(node) for node in compiled.get_runtime_model().get_ordered_ops()]
+        return [_kernel(layer, nodes) for layer in layers]
+
+    def _request(self, inputs: Inputs) -> Any:
+        key = tuple((name, value.shape) for name, value in sorted(inputs.items()))
+        if key not in self._requests:
+            while len(self._requests) >= SHAPES_KEPT:
+                self._requests.pop(next(iter(self._requests)))
+            self._requests[key] = self._compile(inputs, self._properties).create_infer_request()
+        return self._requests[key]
+
+    def _compile(self, inputs: Inputs, properties: Mapping[str, Any]) -> Any:
+        try:
+            model = self._model.clone()
+            model.reshape({name: list(value.shape) for name, value in inputs.items()})
+            return self._core.compile_model(model, "CPU", dict(properties))
+        except RuntimeError as error:
+            shapes = {name: value.shape for name, value in inputs.items()}
+            raise InputError(f"OpenVINO cannot compile the model for {shapes}: {_first_line(error)}") from error
+
+
+def _info(node: Any) -> dict[str, str]:
+    info = node.get_rt_info()
+    return {key: str(getattr(info[key], "value", info[key])) for key in info}
+
+
+def _kernel(layer: Layer, nodes: Sequence[Mapping[str, str]]) -> Kernel:
+    wanted = {layer.name, f"{layer.name}/WithoutBiases", layer.output}
+    found = [node for node in nodes if wanted & set(node["originalLayersNames"].split(","))]
+    found.sort(key=lambda node: node["layerType"] not in COMPUTING)
+    if not found or found[0]["layerType"] not in COMPUTING:
+        return Kernel(layer.name, "unknown", "not in the executed graph")
+    node = found[0]
+    time = node["execTimeMcs"]
+    return Kernel(
+        layer.name,
+        EXECUTED.get(node["runtimePrecision"], node["runtimePrecision"]),
+        f"{node['layerType']}:{node['primitiveType']}",
+        float(time) if time.replace(".", "").isdigit() else None,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
+    return lines[0].strip() if lines else type(error).__name__

@@ -1,0 +1,123 @@
+"""Task: what a user brings (network, calibration inputs, data, metric), and how it is found and loaded."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy.typing as npt
+
+from mixq.errors import InputError
+
+Array = npt.NDArray[Any]
+Inputs = Mapping[str, Array]
+Outputs = Mapping[str, Array]
+
+
+class Task(ABC):
+    """Subclass this. Inputs are dicts name → array with the batch on the first axis, of any number and rank."""
+
+    primary: ClassVar[str]
+    """The metric to protect, one of the names that `metrics` returns; higher is better."""
+
+    rows_per_sample: ClassVar[int] = 1
+    """Consecutive rows that belong together (2 for sentence pairs): resampling never separates them."""
+
+    @abstractmethod
+    def model(self) -> Any:
+        """The trained network: a torch.nn.Module in eval mode, or the path of an .onnx file."""
+
+    @abstractmethod
+    def calibration(self) -> Iterable[Inputs]:
+        """Inputs that look like those in use; a few hundred rows. Activation ranges come from these."""
+
+    @abstractmethod
+    def batches(self, split: str) -> Iterable[tuple[Inputs, Array]]:
+        """(inputs, targets) of `split`: "search" (picks the configuration) or "holdout" (reports on it)."""
+
+    @abstractmethod
+    def metrics(self, outputs: Outputs, targets: Array) -> Mapping[str, float]:
+        """Metrics by name from all rows in order: outputs by name, targets as `batches` gave them."""
+
+    def training(self) -> Iterable[Inputs]:
+        """Inputs for quantization-aware training; labels are not needed. By default the calibration inputs."""
+        return self.calibration()
+
+    def corruptions(self) -> Mapping[str, Callable[[Inputs], Inputs]]:
+        """Corruptions by name for the robustness measure; by default noise, blur and contrast on images."""
+        return {}
+
+
+def load_task(spec: str) -> Task:
+    """The Task that "path/to/file.py:Class" or "package.module:Class" names, instantiated without arguments.
+
+    Raises InputError where the module, the class or one of its methods is missing.
+    """
+    location, separator, class_name = spec.rpartition(":")
+    if not separator or not location or not class_name:
+        raise InputError(f"TASK must be file.py:Class or package.module:Class, got {spec!r}")
+    module = _load_file(Path(location)) if location.endswith(".py") else _load_module(location)
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type):
+        known = [name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, Task)]
+        raise InputError(f"{location} has no class {class_name}; its tasks: {', '.join(known) or 'none'}")
+    return instantiate(found)
+
+
+def instantiate(cls: type) -> Task:
+    """`cls()`, checked to be a complete Task."""
+    if not issubclass(cls, Task):
+        raise InputError(f"{cls.__name__} is not a mixq.Task; write `class {cls.__name__}(mixq.Task):`")
+    if cls.__abstractmethods__:
+        missing = ", ".join(sorted(cls.__abstractmethods__))
+        raise InputError(f"{cls.__name__} lacks the methods {missing}; define them as in mixq.Task")
+    if not isinstance(getattr(cls, "primary", None), str):
+        raise InputError(f'{cls.__name__}.primary must name the metric to protect, e.g. primary = "top1"')
+    rows = cls.rows_per_sample
+    if not isinstance(rows, int) or rows < 1:
+        raise InputError(f"{cls.__name__}.rows_per_sample must be a whole number of at least 1, got {rows!r}")
+    try:
+        return cls()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{cls.__name__}() raised {type(error).__name__}: {error}") from error
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; TASK is file.py:Class")
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # so that the task's file can import its neighbors
+    spec = importlib.util.spec_from_file_location(f"mixq_task_{abs(hash(str(path.resolve())))}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} cannot be imported as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    loader = spec.loader
+
+    def load() -> ModuleType:
+        loader.exec_module(module)
+        return module
+
+    return _imported(str(path), load)
+
+
+def _load_module(name: str) -> ModuleType:
+    return _imported(name, lambda: importlib.import_module(name))
+
+
+def _imported(name: str, load: Callable[[], ModuleType]) -> ModuleType:
+    try:
+        return load()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"importing {name} raised {type(error).__name__}: {error}") from error
