@@ -1,0 +1,150 @@
+"""The table: ONNX op type → torch function, with the semantics of opset 13 to 21.
+
+Where an older opset only wrote the same thing otherwise (attributes instead of inputs), that form works too. An op
+that is not here is refused when a Twin is built. To add one: a function in the file of its kind, and a row.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from mixq.twin.ops import (
+    activation,
+    arith,
+    cast,
+    conv,
+    index,
+    linear,
+    norm,
+    pad,
+    pool,
+    quant,
+    reduce,
+    resize,
+    shape,
+    source,
+)
+from mixq.twin.ops.reduce import extreme, reduction
+from mixq.twin.ops.signature import Attributes, Inputs, Op, Outputs, plain, spread
+
+__all__ = ["OPS", "Attributes", "Inputs", "Op", "Outputs"]
+
+OPS: dict[str, Op] = {
+    # layers and products
+    "Conv": spread(conv.conv),
+    "ConvTranspose": spread(conv.conv_transpose),
+    "Einsum": spread(linear.einsum),
+    "Gemm": spread(linear.gemm),
+    "MatMul": plain(torch.matmul),
+    # arithmetic
+    "Abs": plain(torch.abs),
+    "Add": plain(torch.add),
+    "Ceil": plain(torch.ceil),
+    "Clip": spread(arith.clip),
+    "Cos": plain(torch.cos),
+    "CumSum": spread(arith.cumulative_sum),
+    "Div": plain(arith.divide),
+    "Erf": plain(torch.erf),
+    "Exp": plain(torch.exp),
+    "Floor": plain(torch.floor),
+    "Log": plain(torch.log),
+    "Max": plain(arith.maximum),
+    "Min": plain(arith.minimum),
+    "Mod": spread(arith.modulo),
+    "Mul": plain(torch.mul),
+    "Neg": plain(torch.neg),
+    "Pow": plain(arith.power),
+    "Reciprocal": plain(torch.reciprocal),
+    "Round": plain(torch.round),
+    "Sign": plain(torch.sign),
+    "Sin": plain(torch.sin),
+    "Sqrt": plain(torch.sqrt),
+    "Sub": plain(torch.sub),
+    "Sum": plain(arith.add_all),
+    "Trilu": spread(arith.triangle),
+    # comparisons and logic
+    "And": plain(torch.logical_and),
+    "Equal": plain(torch.eq),
+    "Greater": plain(torch.gt),
+    "GreaterOrEqual": plain(torch.ge),
+    "IsNaN": plain(torch.isnan),
+    "Less": plain(torch.lt),
+    "LessOrEqual": plain(torch.le),
+    "Not": plain(torch.logical_not),
+    "Or": plain(torch.logical_or),
+    "Where": plain(torch.where),
+    "Xor": plain(torch.logical_xor),
+    # activations
+    "Celu": spread(activation.celu),
+    "Elu": spread(activation.elu),
+    "Gelu": spread(activation.gelu),
+    "HardSigmoid": spread(activation.hard_sigmoid),
+    "HardSwish": plain(F.hardswish),
+    "LeakyRelu": spread(activation.leaky_relu),
+    "LogSoftmax": spread(activation.log_softmax),
+    "Mish": plain(F.mish),
+    "PRelu": plain(activation.prelu),
+    "Relu": plain(torch.relu),
+    "Selu": spread(activation.selu),
+    "Sigmoid": plain(torch.sigmoid),
+    "Softmax": spread(activation.softmax),
+    "Softplus": plain(F.softplus),
+    "Softsign": plain(F.softsign),
+    "Tanh": plain(torch.tanh),
+    "ThresholdedRelu": spread(activation.thresholded_relu),
+    # normalizations
+    "BatchNormalization": spread(norm.batch_norm),
+    "Dropout": spread(norm.dropout),
+    "GroupNormalization": spread(norm.group_norm),
+    "InstanceNormalization": spread(norm.instance_norm),
+    "LRN": spread(norm.local_response_norm),
+    "LayerNormalization": spread(norm.layer_norm),
+    "RMSNormalization": spread(norm.rms_norm),
+    # pools and reductions
+    "ArgMax": extreme(torch.argmax),
+    "ArgMin": extreme(torch.argmin),
+    "AveragePool": spread(pool.average_pool),
+    "GlobalAveragePool": plain(pool.global_average_pool),
+    "GlobalMaxPool": plain(pool.global_max_pool),
+    "MaxPool": spread(pool.max_pool),
+    "ReduceL1": reduction(reduce.l1),
+    "ReduceL2": reduction(reduce.l2),
+    "ReduceLogSum": reduction(reduce.log_sum),
+    "ReduceLogSumExp": reduction(reduce.log_sum_exp),
+    "ReduceMax": reduction(torch.amax),
+    "ReduceMean": reduction(reduce.mean),
+    "ReduceMin": reduction(torch.amin),
+    "ReduceProd": reduction(reduce.product),
+    "ReduceSum": reduction(reduce.total),
+    "ReduceSumSquare": reduction(reduce.sum_square),
+    # shapes, parts and copies
+    "Concat": spread(index.concat),
+    "DepthToSpace": spread(shape.depth_to_space),
+    "Expand": plain(shape.expand),
+    "Flatten": spread(shape.flatten),
+    "Gather": spread(index.gather),
+    "GatherElements": spread(index.gather_elements),
+    "Identity": plain(lambda x: x),
+    "Pad": spread(pad.pad),
+    "Reshape": spread(shape.reshape),
+    "Resize": spread(resize.resize),
+    "Slice": spread(index.slice_),
+    "SpaceToDepth": spread(shape.space_to_depth),
+    "Split": spread(index.split),
+    "Squeeze": spread(shape.squeeze),
+    "Tile": plain(shape.tile),
+    "Transpose": spread(shape.transpose),
+    "Unsqueeze": spread(shape.unsqueeze),
+    # tensors from attributes, shapes or numbers
+    "Constant": spread(source.constant),
+    "ConstantOfShape": spread(source.constant_of_shape),
+    "Range": plain(source.range_),
+    "Shape": spread(source.shape_of),
+    "Size": plain(source.size_of),
+    # types and quantization
+    "Cast": spread(cast.cast),
+    "CastLike": spread(cast.cast_like),
+    "DequantizeLinear": spread(quant.dequantize),
+    "QuantizeLinear": spread(quant.quantize),
+}
