@@ -21,8 +21,9 @@ U8 = (0, 255)
 S8 = (-128, 127)
 S32 = (-(2**31), 2**31 - 1)
 
-# A range narrower than this cannot be told from a constant; a smaller scale would overflow 1 / scale in float32.
-SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**8
+# A range narrower than this cannot be told from a constant. The product of two scales, the unit of a bias, has to be a
+# normal float32 too.
+SMALLEST_SCALE = 2.0**-60
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,11 @@ def symmetric(magnitude: Array, axis: int | None) -> QParams:
     """
     scale = np.maximum(np.asarray(magnitude, np.float64) / S8[1], SMALLEST_SCALE).astype(np.float32)
     return QParams(scale, np.zeros(scale.shape, np.int32), axis)
+
+
+def with_room_for_bias(magnitude: Array, bias: Array, data_scale: Array | float) -> Array:
+    """`magnitude`, widened where a bias in units of data scale × weight scale would leave 32 bits (with a bit to spare)."""
+    return np.maximum(magnitude, np.abs(bias) * S8[1] / (float(data_scale) * 2.0**30))
 
 
 def along(value: Any, axis: int | None, ndim: int) -> Any:

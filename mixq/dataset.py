@@ -58,15 +58,14 @@ class TaskData:
             self._splits[name] = self._read_split(name)
         return self._splits[name]
 
-    def fingerprint(self) -> str:
-        """SHA-256 over the calibration inputs and the search split: what a study's numbers come from."""
-        digest = hashlib.sha256()
+    def calibration_fingerprint(self) -> str:
+        """16 digits of the SHA-256 of the calibration inputs."""
+        return _digest(self.calibration)
+
+    def search_fingerprint(self) -> str:
+        """16 digits of the SHA-256 of the search split: what a study's numbers come from."""
         search = self.split("search")
-        for batch in (*self.calibration, *search.batches, {"targets": search.targets}):
-            for name, value in sorted(batch.items()):
-                digest.update(f"{name} {value.dtype} {value.shape}".encode())
-                digest.update(np.ascontiguousarray(value).tobytes())
-        return digest.hexdigest()[:16]
+        return _digest((*search.batches, {"targets": search.targets}))
 
     def metrics(self, outputs: Outputs, split: Split) -> dict[str, float]:
         """The Task's metrics as floats, checked to hold the primary one and no NaN."""
@@ -135,6 +134,15 @@ class TaskData:
 
 def row_count(batch: Inputs) -> int:
     return len(next(iter(batch.values())))
+
+
+def _digest(batches: Iterable[Inputs]) -> str:
+    digest = hashlib.sha256()
+    for batch in batches:
+        for name, value in sorted(batch.items()):
+            digest.update(f"{name} {value.dtype} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def rebatched(batches: Sequence[Inputs], rows: int) -> Iterator[Inputs]:

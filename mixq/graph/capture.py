@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mixq.errors import InputError
+from mixq.graph.inference import infer_types
 from mixq.graph.layers import find_layers
 from mixq.graph.model import CompileRun, Graph, Run, serialize
 from mixq.graph.normalize import OPSET, check, normalize, strip
@@ -32,6 +33,7 @@ def capture(source: Any, example: Inputs, compile_run: CompileRun) -> Graph:
         model, original = _from_torch(source, example)
     model = normalize(model)
     _free_batch_axis(model)
+    infer_types(model)
     layers = find_layers(model, {name: value[:1] for name, value in example.items()})
     strip(model)
     check(model)
@@ -115,10 +117,6 @@ def _free_batch_axis(model: ir.Model) -> None:
         if value.shape is None or len(value.shape) == 0:
             raise InputError(f"the model's input {value.name!r} has no batch axis")
         value.shape = ir.Shape(("batch", *list(value.shape)[1:]))
-    for node in model.graph:
-        for output in node.outputs:
-            if output.shape is not None and output not in model.graph.outputs:
-                output.shape = None
     for output in model.graph.outputs:
         if output.shape is not None and len(output.shape):
             output.shape = ir.Shape(("batch", *list(output.shape)[1:]))

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
-from mixq.graph.plan import Edge
+from mixq.graph.sweep import Edge
 from mixq.task import Array
 
 
 def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
     """The initializer `name`; made from `array` unless it is there already."""
     if name not in graph.initializers:
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name, dtype=dtype)
+        tensor = ir.tensor(np.asarray(array, order="C"), name=name, dtype=dtype)
         shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
         graph.register_initializer(ir.Value(name=name, const_value=tensor, shape=shape, type=kind))
     return graph.initializers[name]

@@ -13,6 +13,7 @@ from mixq.graph.model import Graph
 from mixq.graph.plan import Plan
 from mixq.graph.quantize import Parameters, give_own, quantize_activations, quantize_weights
 from mixq.graph.regions import IR_TYPES, float_types, insert_casts, store_as
+from mixq.graph.rewrite import rewrite_on_codes
 
 
 def lower(
@@ -37,6 +38,8 @@ def lower(
     types = float_types(model, config)
     quantize_activations(model, plan, parameters.activations)
     quantize_weights(model, graph, plan, parameters, trainable)
+    if not trainable:
+        rewrite_on_codes(model, plan.rewritten)
     if typed:
         insert_casts(model, types)
     else:

@@ -19,6 +19,7 @@ from onnx_ir.passes.common import (
 )
 
 from mixq.errors import InputError
+from mixq.graph.pooling import mean_to_global_average_pool
 
 OPSET = 21  # the newest that both runtimes take without reservations
 IR_VERSION = 10
@@ -26,7 +27,10 @@ OLDEST_OPSET = 13
 
 
 def normalize(model: ir.Model) -> ir.Model:
-    """Opset 21, constants as initializers, batch norm folded into convolutions, unique names. Changes `model`."""
+    """Opset 21, constants as initializers, batch norm folded into convolutions, global means as pooling, unique names.
+
+    Changes `model`.
+    """
     _refuse(model)
     RemoveInitializersFromInputsPass()(model)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
@@ -34,6 +38,7 @@ def normalize(model: ir.Model) -> ir.Model:
     model = onnxscript.rewriter.rewrite(model)
     _convert(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    mean_to_global_average_pool(model)
     RemoveUnusedNodesPass()(model)
     NameFixPass()(model)
     model.ir_version = IR_VERSION

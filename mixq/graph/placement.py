@@ -19,10 +19,13 @@ class Placement:
 
     transparent: ops through which a pair moves up, so that the producer already writes codes.
     integer: ops that are not layers and run on codes where their quantized inputs and their output are quantized.
-    all_inputs: whether `integer` ops need every input quantized (else one is enough, the rest fuses).
+    all_inputs: whether `integer` ops need a pair on every input, and on the output one that every reader stands behind;
+    such pairs are added where codes flow in. Else one quantized input is enough, the rest fuses.
     output_pairs: layers whose INT8 kernel is picked only with a pair on the output too (behind its activation).
     fused_activations: activations that such a layer takes in, so that the pair stands behind them.
     pair_after_transparent: whether a pair is repeated behind each transparent op.
+    rewritten: ops of `transparent` and `integer` that the runtime finds no integer kernel for by itself; they are
+    written in a form that it has one for (`rewrite.py`).
     """
 
     transparent: frozenset[str] = VALUE_PRESERVING
@@ -31,3 +34,4 @@ class Placement:
     output_pairs: frozenset[str] = frozenset()
     fused_activations: frozenset[str] = frozenset({"Relu", "Clip"})
     pair_after_transparent: bool = False
+    rewritten: frozenset[str] = frozenset()

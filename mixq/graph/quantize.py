@@ -41,7 +41,7 @@ def quantize_activations(model: ir.Model, plan: Plan, activations: Mapping[str, 
         pair = _pair(model.graph, value, activations[tensor])
         insert_behind(model.graph, value, pair)
         redirect(nodes, edges, pair[1].outputs[0])
-        if not _reads_float(value, pair[0]):
+        if tensor in plan.outputs:
             replace_output(model.graph, value, pair[1].outputs[0])
 
 
@@ -91,10 +91,6 @@ def constant(node: ir.Node, index: int) -> Array:
     return tensor.numpy()
 
 
-def _reads_float(value: ir.Value, quantizer: ir.Node) -> bool:
-    return any(node is not quantizer for node in value.consumers())
-
-
 def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, name: str | None = None) -> list[ir.Node]:
     name = name or str(value.name)
     dtype = np.uint8 if qparams.axis is None else np.int8
@@ -109,25 +105,26 @@ def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, name: str | None =
     return [quantizer, back]
 
 
-def _store(graph: ir.Graph, node: ir.Node, index: int, codes: Array, qparams: QParams, name: str) -> None:
+def dequantized(graph: ir.Graph, before: ir.Node, codes: Array, qparams: QParams, name: str) -> ir.Value:
+    """The value of the constant `codes`, behind a DequantizeLinear that stands before the node `before`."""
     stored = add_initializer(graph, f"{name}_quantized", codes)
     scale = add_initializer(graph, f"{name}_scale", qparams.scale)
     zero_point = add_initializer(graph, f"{name}_zero_point", qparams.zero_point.astype(codes.dtype))
     attributes = {} if qparams.axis is None else {"axis": qparams.axis}
     back = ir.node("DequantizeLinear", [stored, scale, zero_point], attributes, name=f"{name}_dequantize")
     back.outputs[0].name = f"{name}_dequantized"
-    back.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    graph.insert_before(node, back)
-    node.replace_input_with(index, back.outputs[0])
+    back.outputs[0].type, back.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(codes.shape)
+    graph.insert_before(before, back)
+    return back.outputs[0]
 
 
 def _store_weight(graph: ir.Graph, node: ir.Node, layer: Layer, qparams: QParams) -> None:
     codes = affine.quantize(constant(node, 1), qparams, affine.S8)
-    _store(graph, node, 1, codes, qparams, f"{layer.name}.weight")
+    node.replace_input_with(1, dequantized(graph, node, codes, qparams, f"{layer.name}.weight"))
 
 
 def _store_bias(graph: ir.Graph, node: ir.Node, layer: Layer, data: QParams, weight: QParams) -> None:
     scale = data.scale * weight.scale
     qparams = QParams(scale, np.zeros(scale.shape, np.int32), None if scale.ndim == 0 else 0)
     codes = affine.quantize(constant(node, 2), qparams, affine.S32)
-    _store(graph, node, 2, codes, qparams, f"{layer.name}.bias")
+    node.replace_input_with(2, dequantized(graph, node, codes, qparams, f"{layer.name}.bias"))

@@ -20,8 +20,8 @@ from mixq.task import Array
 class Calibrate:
     """activations: an observer's name; weights: "minmax", or "mse" for the scale of least squared error a channel."""
 
-    activations: str = "minmax"
-    weights: str = "minmax"
+    activations: str = "mse"
+    weights: str = "mse"
 
     def __post_init__(self) -> None:
         get_observer(self.activations)

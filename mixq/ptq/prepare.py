@@ -15,7 +15,7 @@ from mixq.ptq.calibrate import Calibrate
 
 STEPS: dict[str, type[Any]] = {"calibrate": Calibrate}
 
-DEFAULT_RECIPE = (RecipeStep(name="calibrate"),)
+DEFAULT_RECIPE = (RecipeStep(name="calibrate", params={"activations": "mse", "weights": "mse"}),)
 
 
 def check_recipe(recipe: Sequence[RecipeStep]) -> list[Any]:

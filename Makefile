@@ -1,0 +1,32 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export DO_NOT_TRACK := true
+
+.PHONY: demo test quick lint clean
+
+demo: $(STAMP)  ## the main job: search the digits network, verify and show the result
+	$(BIN)/mixq search experiments/digits/task.py:Digits --space experiments/digits/demo.yaml --trials 16 --out runs/demo
+	$(BIN)/mixq verify runs/demo
+	@echo "open runs/demo/report.html"
+
+test: $(STAMP) lint  ## lint, types and all tests
+	$(BIN)/pytest
+
+quick: $(STAMP)  ## tests without the slow ones
+	$(BIN)/pytest -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

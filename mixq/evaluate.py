@@ -1,0 +1,273 @@
+"""Configuration → Evaluation: every number comes from the lowered graph, run by the runtime that will serve it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from mixq import machine, measures
+from mixq.calibration import Statistics, collect
+from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, uniform
+from mixq.corruptions import Corruption, image_corruptions
+from mixq.dataset import Split, TaskData, row_count
+from mixq.errors import InputError
+from mixq.graph import Graph, capture, serialize
+from mixq.graph.lower import lower
+from mixq.graph.plan import candidates, make_plan
+from mixq.latency import Interval, PairedLatency, measure_pair
+from mixq.ptq import prepare
+from mixq.runtimes import Executable, Kernel, Runtime
+from mixq.task import Array, Inputs, Outputs, Task
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A lowered configuration: the very bytes that are measured and exported, and how the runtime opens them."""
+
+    config: MixedPrecisionConfig
+    model: bytes
+    options: Mapping[str, str]
+    train_s: float = 0.0
+    losses: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Every number measured for one configuration on one runtime and machine.
+
+    `drop` is the FP32 model's primary metric less this one's, in the metric's units. Latencies in milliseconds (batch
+    1), `speedup` the median of paired ratios FP32 ÷ this; `size_bytes` that of the ONNX file. kl, agreement and ece
+    are None where the outputs are not class scores.
+    """
+
+    config_id: str
+    runtime: str
+    threads: int
+    metric: float
+    drop: float
+    metrics: Mapping[str, float]
+    latency_ms: Interval
+    reference_ms: float
+    speedup: Interval
+    size_bytes: int
+    compression: float
+    output_mse: float
+    kl: float | None
+    agreement: float | None
+    ece: float | None
+    kernels: tuple[Kernel, ...] = ()
+    silent: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def row(self) -> dict[str, float | int | str | None]:
+        """Flat, for tables and logs: nested values as name_part."""
+        flat: dict[str, float | int | str | None] = {}
+        for name, value in asdict(self).items():
+            if name in ("kernels", "metrics"):
+                continue
+            if name == "silent":
+                flat["silent_layers"] = len(value)
+            elif isinstance(value, Mapping):
+                flat |= {f"{name}_{part}": number for part, number in value.items()}
+            else:
+                flat[name] = value
+        return flat
+
+
+class Evaluator:
+    """A task on a runtime: the captured graph, its statistics, the FP32 reference, and what measures against it.
+
+    `threads` is for latency; accuracy is evaluated with all cores. Raises InputError for what the task gets wrong.
+    """
+
+    def __init__(self, task: Task, runtime: Runtime, threads: int = 1, latency_budget_s: float = 0.3) -> None:
+        if not 1 <= threads <= machine.cores():
+            raise InputError(f"threads must be from 1 to {machine.cores()} (the cores of this machine), got {threads}")
+        self.task, self.runtime, self.threads = task, runtime, threads
+        self.latency_budget_s = latency_budget_s
+        self.data = TaskData(task)
+        self._graph: Graph | None = None
+
+    @cached_property
+    def graph(self) -> Graph:
+        example = {name: value[:3] for name, value in self.data.calibration[0].items()}
+        return capture(self.task.model(), example, self._run_fp32)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        wanted = candidates(self.graph, self.runtime.placement)
+        return collect(self.graph, wanted, self.data.calibration, self._run_fp32)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of weights, topology, calibration data and metric: what a configuration is for."""
+        return fingerprint(self.graph, self.data)
+
+    @cached_property
+    def reference(self) -> Candidate:
+        config = uniform(self.fingerprint, self.graph.layer_names, LayerScheme(precision=Precision.FP32))
+        return Candidate(config, serialize(self.graph.model), self.runtime.options(config))
+
+    @cached_property
+    def _reference_outputs(self) -> dict[str, Outputs]:
+        return {}
+
+    def reference_outputs(self, split: str) -> Outputs:
+        if split not in self._reference_outputs:
+            self._reference_outputs[split] = self.outputs(self.reference, self.data.split(split))
+        return self._reference_outputs[split]
+
+    @cached_property
+    def reference_metrics(self) -> Mapping[str, float]:
+        return self.data.metrics(self.reference_outputs("search"), self.data.split("search"))
+
+    def prepare(self, config: MixedPrecisionConfig, progress: Callable[[str], None] | None = None) -> Candidate:
+        """Quantize (and train, where a layer has stage qat) and lower. Raises InputError for what does not fit."""
+        config.check_for(self.fingerprint, self.graph.layer_names)
+        self.check_runnable(config)
+        if not config.layers_with(Precision.INT8) and config.rest is Precision.FP32 and _all_fp32(config):
+            return replace(self.reference, config=config)
+        plan = make_plan(self.graph, config.layers_with(Precision.INT8), self.runtime.placement)
+        parameters = prepare(self.graph, config, plan, self.statistics)
+        typed, start = self.runtime.typed(config), time.perf_counter()
+        losses: tuple[float, ...] = ()
+        if config.qat_layers:
+            from mixq.qat import train  # torch is heavy, and only training needs it
+
+            parameters, losses = train(
+                self.graph, config, plan, parameters, self.data.training, self._teacher, typed=typed, progress=progress
+            )
+        train_s = time.perf_counter() - start if config.qat_layers else 0.0
+        model = lower(self.graph, config, plan, parameters, typed=typed)
+        return Candidate(config, serialize(model), self.runtime.options(config), train_s, losses)
+
+    def check_runnable(self, config: MixedPrecisionConfig) -> None:
+        """Raises InputError, naming the layer and the reason, where the runtime cannot run a scheme."""
+        for name, scheme in config.schemes.items():
+            reason = self.runtime.refusal(scheme, self.graph.layer(name).op)
+            if reason:
+                raise InputError(f"{self.runtime.name} cannot run layer {name!r} as {scheme}: {reason}")
+        rest = LayerScheme(precision=config.rest)
+        reason = self.runtime.refusal(rest, "rest")
+        if reason:
+            raise InputError(f"{self.runtime.name} cannot run rest: {config.rest}: {reason}")
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        """Metric on the search split, latency beside FP32, kernel audit: all of the candidate's own bytes."""
+        start = time.perf_counter()
+        split = self.data.split("search")
+        outputs = self.outputs(candidate, split)
+        measured = time.perf_counter()
+        latency, kernels = self.measure_latency(candidate)
+        reference = self.reference_outputs("search")
+        scores = measures.class_measures(reference, outputs, split.targets)
+        metrics = self.data.metrics(outputs, split)
+        primary = self.task.primary
+        return Evaluation(
+            config_id=candidate.config.id,
+            runtime=self.runtime.name,
+            threads=self.threads,
+            metric=metrics[primary],
+            drop=self.reference_metrics[primary] - metrics[primary],
+            metrics=metrics,
+            latency_ms=latency.candidate,
+            reference_ms=latency.reference.median,
+            speedup=latency.speedup,
+            size_bytes=len(candidate.model),
+            compression=len(self.reference.model) / len(candidate.model),
+            output_mse=measures.relative_mse(reference, outputs),
+            kl=scores.kl if scores else None,
+            agreement=scores.agreement if scores else None,
+            ece=scores.ece if scores else None,
+            kernels=tuple(kernels),
+            silent=tuple(self.silent_layers(candidate.config, kernels)),
+            seconds={
+                "train": candidate.train_s,
+                "metric": measured - start,
+                "latency": time.perf_counter() - measured,
+            },
+        )
+
+    def outputs(self, candidate: Candidate, split: Split, corrupt: Corruption | None = None) -> Outputs:
+        """All rows of `split` in order. The last batch is filled up, so that one set of shapes is compiled."""
+        executable = self.runtime.compile(candidate.model, machine.cores(), candidate.options)
+        batches = split.batches if corrupt is None else map(corrupt, split.batches)
+        return run_batches(executable, batches, self.data.batch_rows)
+
+    def measure_latency(self, candidate: Candidate) -> tuple[PairedLatency, list[Kernel]]:
+        """Batch 1, `threads` threads, interleaved with the FP32 model in this process; and the kernel audit."""
+        executable = self.runtime.compile(candidate.model, self.threads, candidate.options)
+        call = executable.bind(self.data.example)
+        latency = measure_pair(self._reference_call, call, self.latency_budget_s)
+        return latency, executable.audit(self.graph.layers, self.data.example)
+
+    def silent_layers(self, config: MixedPrecisionConfig, kernels: Sequence[Kernel]) -> list[str]:
+        """Layers that did not execute in what was asked (or what this CPU is known to make of it)."""
+        return [
+            kernel.layer
+            for kernel in kernels
+            if kernel.executed != self.runtime.expected(config.schemes[kernel.layer].precision)
+        ]
+
+    def holdout(self, candidate: Candidate) -> dict[str, object]:
+        """Metric and drop on the holdout split, with the paired bootstrap's 95 % interval of the drop."""
+        split = self.data.split("holdout")
+        reference, outputs = self.reference_outputs("holdout"), self.outputs(candidate, split)
+        primary = self.task.primary
+        before = self.data.metrics(reference, split)[primary]
+        after = self.data.metrics(outputs, split)[primary]
+        interval = measures.drop_interval(
+            lambda found, targets: float(self.task.metrics(found, targets)[primary]),
+            reference,
+            outputs,
+            split.targets,
+            self.task.rows_per_sample,
+        )
+        return {"metric": after, "drop": before - after, "drop_interval": list(interval), "rows": split.rows}
+
+    def robustness(self, candidate: Candidate) -> dict[str, float]:
+        """The primary metric on the search split under each corruption: the Task's own, or those for images."""
+        split, primary = self.data.split("search"), self.task.primary
+        corruptions = self.task.corruptions() or image_corruptions(self.data.example)
+        return {
+            name: self.data.metrics(self.outputs(candidate, split, corrupt), split)[primary]
+            for name, corrupt in corruptions.items()
+        }
+
+    @cached_property
+    def _reference_call(self) -> Callable[[], None]:
+        executable = self.runtime.compile(self.reference.model, self.threads, self.reference.options)
+        return executable.bind(self.data.example)
+
+    @cached_property
+    def _teacher(self) -> Callable[[Inputs], Outputs]:
+        return self._run_fp32(self.reference.model)
+
+    def _run_fp32(self, model: bytes) -> Callable[[Inputs], Outputs]:
+        return self.runtime.compile(model, machine.cores()).run
+
+
+def _all_fp32(config: MixedPrecisionConfig) -> bool:
+    return all(scheme.precision is Precision.FP32 for scheme in config.schemes.values())
+
+
+def fingerprint(graph: Graph, data: TaskData) -> str:
+    """16 digits for weights, topology, calibration data and metric name."""
+    parts = (graph.fingerprint, data.calibration_fingerprint(), data.task.primary)
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def run_batches(executable: Executable, batches: Iterable[Inputs], rows: int) -> Outputs:
+    """Outputs of all batches, concatenated; short batches are filled up by repetition to `rows` and cut again."""
+    found: dict[str, list[Array]] = {}
+    for batch in batches:
+        count = row_count(batch)
+        full = batch if count == rows else {name: np.resize(v, (rows, *v.shape[1:])) for name, v in batch.items()}
+        for name, value in executable.run(full).items():
+            found.setdefault(name, []).append(value[:count])
+    return {name: np.concatenate(parts) for name, parts in found.items()}

@@ -1,0 +1,151 @@
+"""One sweep of placing pairs, for a given set of ops that are not layers and run on codes."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from mixq.graph.placement import Placement
+from mixq.graph.readers import activations, behind_activation, data_inputs, is_constant, keeps_codes, operands
+
+Edge = tuple[str, int]
+"""(node name, input index)."""
+
+
+class Sweep:
+    """reads, inputs, outputs and rewritten as in `Plan`, for the layers `int8` and the other ops `joined` on codes.
+
+    More ops may be able to join once these have: sweeps are repeated, from the start since each op that takes codes
+    lets pairs move further up, until none can.
+    """
+
+    def __init__(self, model: ir.Model, int8: frozenset[str], placement: Placement, joined: frozenset[str]) -> None:
+        self._model, self._int8, self._placement, self._joined = model, int8, placement, joined
+        self._shared: dict[str, str] = {}  # union-find over tensors that share qparams
+        self._moving: dict[ir.Node, bool] = {}
+        self.reads: dict[str, dict[Edge, None]] = {}
+        self.inputs: dict[str, str] = {}
+        self.outputs: set[str] = set()
+        self.rewritten: set[str] = set()
+        layers = [node for node in model.graph if node.name in int8]
+        for node in layers:
+            self._quantize_input(node)
+        for node in layers:
+            if node.op_type in placement.output_pairs:
+                self._quantize_output(node)
+        for node in model.graph:
+            if node.name in joined:
+                self._join(node)
+
+    def joinable(self) -> frozenset[str]:
+        """Ops with an integer form whose output is quantized, and whose inputs are or may well be."""
+        coded = self._coded() if self._placement.all_inputs else set(self.reads)
+        return frozenset(
+            str(node.name)
+            for node in self._model.graph
+            if node.op_type in self._placement.integer
+            and node.name not in self._joined
+            and behind_activation(node.outputs[0], self._placement).name in self.reads
+            and any(value is not None and value.name in coded for value in operands(node))
+            and not (self._placement.all_inputs and any(is_constant(value) for value in operands(node)))
+        )
+
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        groups: dict[str, list[str]] = {}
+        for tensor in self.reads:
+            groups.setdefault(self._leader(tensor), []).append(tensor)
+        return tuple(tuple(group) for group in groups.values())
+
+    def _coded(self) -> set[str]:
+        """Tensors that codes flow into through ops which could run on them."""
+        coded, placement = set(self.reads), self._placement
+        passing = placement.integer | placement.transparent | placement.fused_activations
+        for node in self._model.graph:
+            if node.op_type in passing and any(value is not None and value.name in coded for value in node.inputs):
+                coded.update(str(output.name) for output in node.outputs)
+        return coded
+
+    def _quantize_input(self, node: ir.Node) -> None:
+        value = node.inputs[0]
+        if value is not None:
+            self.inputs[str(node.name)] = self._quantize(value, (str(node.name), 0))
+
+    def _quantize_output(self, node: ir.Node) -> None:
+        """A pair that everyone reads behind: with a float reader left, the kernel would stay float."""
+        value = behind_activation(node.outputs[0], self._placement)
+        self._note(value)
+        for reader, index in value.uses():
+            self._note(value, (str(reader.name), index))
+        if value.is_graph_output():
+            self.outputs.add(str(value.name))
+
+    def _join(self, node: ir.Node) -> None:
+        for index, value in enumerate(operands(node)):
+            if value is None:
+                continue
+            if self._placement.all_inputs:
+                self._quantize(value, (str(node.name), index))
+            elif value.name in self.reads:
+                self._note(value, (str(node.name), index))
+        if self._placement.all_inputs:
+            self._quantize_output(node)
+        if node.op_type in self._placement.rewritten:
+            self.rewritten.add(str(node.name))
+
+    def _quantize(self, value: ir.Value, edge: Edge) -> str:
+        """Let `edge` read codes of `value`, made as early as they can be; a tensor that has its qparams."""
+        node = value.producer()
+        if node is None or not self._moves_up(node):
+            self._note(value, edge)
+            return str(value.name)
+        if self._placement.pair_after_transparent:
+            self._note(value, edge)
+        if node.op_type in self._placement.rewritten:
+            self.rewritten.add(str(node.name))
+        roots = [
+            self._quantize(source, (str(node.name), index))
+            for index, source in enumerate(data_inputs(node))
+            if source is not None
+        ]
+        for name in (str(value.name), *roots):
+            self._share(name, roots[0])
+        return roots[0]
+
+    def _moves_up(self, node: ir.Node) -> bool:
+        """Whether `node` hands codes on. Asked along every path, so kept."""
+        if node not in self._moving:
+            self._moving[node] = self._hands_codes_on(node)
+        return self._moving[node]
+
+    def _hands_codes_on(self, node: ir.Node) -> bool:
+        return (
+            node.op_type in self._placement.transparent
+            and keeps_codes(node)
+            and not any(is_constant(value) for value in data_inputs(node))
+            and not any(output.is_graph_output() for output in node.outputs)
+            and all(self._content(output) for output in node.outputs)
+            and (not self._placement.output_pairs or len(activations(node.outputs[0], self._placement)) == 1)
+        )
+
+    def _content(self, value: ir.Value) -> bool:
+        """Whether every reader of `value` takes codes."""
+        return all(self._takes_codes(node, index) for node, index in value.uses()) and bool(list(value.uses()))
+
+    def _takes_codes(self, node: ir.Node, index: int) -> bool:
+        if node.name in self._int8:
+            return index == 0
+        if node.name in self._joined and self._placement.all_inputs:
+            return True
+        return self._moves_up(node)
+
+    def _note(self, value: ir.Value, edge: Edge | None = None) -> None:
+        edges = self.reads.setdefault(str(value.name), {})
+        if edge is not None:
+            edges[edge] = None
+
+    def _share(self, left: str, right: str) -> None:
+        self._shared[self._leader(left)] = self._leader(right)
+
+    def _leader(self, tensor: str) -> str:
+        while self._shared.get(tensor, tensor) != tensor:
+            tensor = self._shared[tensor]
+        return tensor

@@ -1,0 +1,242 @@
+"""SearchJob: one search with its folder and its tracking, kept current after every trial."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import optuna
+import pandas as pd
+
+from mixq import atomic, machine, report
+from mixq.certificate import CERTIFICATE, Certificate, FileMark
+from mixq.config import Precision
+from mixq.errors import InputError
+from mixq.evaluate import Candidate, Evaluation, Evaluator
+from mixq.export import export
+from mixq.search.choices import Choices
+from mixq.search.run import best_of, objective_value
+from mixq.search.space import SearchSpace
+from mixq.search.study import trials_of
+from mixq.search.trial import Trial
+from mixq.sensitivity import Sensitivity
+from mixq.tracking import Tracker
+
+Seconds = dict[str, float]
+
+
+@dataclass
+class SearchJob:
+    """What is known while a search runs; `on_trial` is its callback, `finish` ends it."""
+
+    evaluator: Evaluator
+    space: SearchSpace
+    choices: Choices
+    study: optuna.Study
+    sensitivity: Sensitivity
+    folder: Path
+    task_name: str
+    seed: int
+    began: float
+    tracker: Tracker | None
+    seconds: Seconds = field(default_factory=dict)
+    holdouts: dict[str, Mapping[str, object]] = field(default_factory=dict)
+
+    @property
+    def trials(self) -> list[Trial]:
+        return trials_of(self.study)
+
+    def best(self) -> Trial | None:
+        """The best feasible trial that beats FP32 in the first objective, or FP32's own; None: nothing is feasible."""
+        found = best_of(self.trials, self.space.objectives[0])
+        if found is None or found.evaluation is None or _is_fp32(found):
+            return found
+        if objective_value(found.evaluation, self.space.objectives[0]) < 1:
+            return found
+        return next((trial for trial in self.trials if trial.feasible and _is_fp32(trial)), None)
+
+    def on_trial(self, trial: Trial, candidate: Candidate | None) -> None:
+        """Log the trial; where it is the best so far, export it and report on it from the holdout split."""
+        with self._timed("logging"):
+            if self.tracker is not None:
+                self.tracker.log_trial(trial)
+        best = self.best()
+        if best is not None and best.number == trial.number and candidate is not None:
+            self._export(candidate, trial.evaluation)
+        self.write_tables()
+
+    def ensure_exported(self) -> None:
+        """The best so far lies on disk, whole: after a resume it may have been deleted or torn. Else FP32 does."""
+        best = self.best()
+        if best is None:
+            candidate = self.evaluator.reference
+            self._export(candidate, self.evaluator.evaluate(candidate))
+        elif best.config.id not in self.holdouts:
+            candidate = self.evaluator.prepare(best.config)
+            self._export(candidate, self.evaluator.evaluate(candidate))
+
+    def recall(self) -> None:
+        """After a resume: what earlier runs know of the model that lies in the folder."""
+        certificate = exported(self.folder)
+        held = None if certificate is None else certificate.extra.get("holdout")
+        if certificate is not None and isinstance(held, Mapping):
+            self.holdouts[certificate.config_id] = held
+
+    def write_tables(self) -> None:
+        """summary.json, pareto.csv and sensitivity.csv as they are now."""
+        with self._timed("files"):
+            atomic.write_text(self.folder / "summary.json", json.dumps(self.summary(), indent=2, ensure_ascii=False))
+            report.write_pareto(self.folder / "pareto.csv", self.trials)
+            if not (self.folder / "sensitivity.csv").exists():
+                atomic.write_text(
+                    self.folder / "sensitivity.csv", sensitivity_frame(self.sensitivity).to_csv(index=False)
+                )
+
+    def finish(self) -> dict[str, object]:
+        """Robustness of the best, the report, the last logs; the summary."""
+        self.ensure_exported()
+        best = self.best()
+        robustness = self._robustness(best)
+        self.write_tables()
+        summary = {**self.summary(), "robustness": robustness}
+        atomic.write_text(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
+        frame = sensitivity_frame(self.sensitivity)
+        report.write_report(self.folder / "report.html", summary, self.trials, best, frame, self.sensitivity.kendall())
+        if self.tracker is not None:
+            self._log_files(summary)
+        return summary
+
+    def summary(self) -> dict[str, object]:
+        """summary.json: see design and README for its fields."""
+        best, trials = self.best(), self.trials
+        reference = len(self.evaluator.reference.model)
+        evaluation = None if best is None else best.evaluation
+        return {
+            "task": self.task_name,
+            "study": self.study.study_name,
+            "runtime": self.evaluator.runtime.name,
+            "runtime_version": self.evaluator.runtime.version,
+            "machine": machine.describe(),
+            "threads": self.evaluator.threads,
+            "seed": self.seed,
+            "primary": self.evaluator.task.primary,
+            "constraints": self.space.constraints.model_dump(),
+            "objectives": list(self.space.objectives),
+            "baseline": {
+                "metric": self.evaluator.reference_metrics[self.evaluator.task.primary],
+                "latency_ms": None if evaluation is None else evaluation.reference_ms,
+                "size_bytes": reference,
+            },
+            "best": None if best is None or evaluation is None else self._best_summary(best, evaluation),
+            "trials": self._counts(trials),
+            "wall_s": time.monotonic() - self.began + self._elapsed_before(),
+            "time_to_best_s": None if best is None else best.elapsed_s,
+            "seconds": self._seconds(trials),
+            "notes": list(self.choices.notes),
+            "feasible": best is not None,
+        }
+
+    def _best_summary(self, best: Trial, evaluation: Evaluation) -> dict[str, object]:
+        return {
+            "metric": evaluation.metric,
+            "drop": evaluation.drop,
+            "latency_ms": evaluation.latency_ms.median,
+            "speedup": evaluation.speedup.median,
+            "speedup_interval": [evaluation.speedup.low, evaluation.speedup.high],
+            "size_bytes": evaluation.size_bytes,
+            "compression": evaluation.compression,
+            "config_id": best.config.id,
+            "origin": best.origin,
+            "precisions": {p.value: n for p in Precision if (n := len(best.config.layers_with(p)))},
+            "schemes": best.config.counts(),
+            "rest": best.config.rest.value,
+            "silent_layers": list(evaluation.silent),
+            "holdout": self.holdouts.get(best.config.id),
+        }
+
+    def _counts(self, trials: list[Trial]) -> dict[str, int]:
+        pruned = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.PRUNED,))
+        complete = sum(trial.state == "complete" for trial in trials)
+        return {"complete": complete, "pruned": len(pruned), "failed": len(trials) - complete}
+
+    def _elapsed_before(self) -> float:
+        """Seconds of earlier runs of this study: the first trial of this run says how it counted on."""
+        return self.seconds.get("earlier runs", 0.0)
+
+    def _seconds(self, trials: list[Trial]) -> Seconds:
+        """Where the wall time went, by phase; the trials' parts are summed over the study."""
+        parts: Seconds = dict(self.seconds)
+        for trial in trials:
+            known = dict(trial.evaluation.seconds) if trial.evaluation else {}
+            for name, value in known.items():
+                parts[name] = parts.get(name, 0.0) + value
+            parts["prepare"] = parts.get("prepare", 0.0) + max(0.0, trial.seconds - sum(known.values()))
+        return {name: round(value, 3) for name, value in parts.items()}
+
+    def _export(self, candidate: Candidate, evaluation: Evaluation | None) -> None:
+        if evaluation is None:
+            raise ValueError("only what was measured is exported")
+        with self._timed("holdout"):
+            held = self.evaluator.holdout(candidate)
+            self.holdouts[candidate.config.id] = held
+        with self._timed("export"):
+            export(self.evaluator, candidate, evaluation, self.folder, {"holdout": held})
+
+    def _robustness(self, best: Trial | None) -> dict[str, dict[str, float]]:
+        with self._timed("robustness"):
+            found = {"fp32": self.evaluator.robustness(self.evaluator.reference)}
+            if best is not None:
+                model = (self.folder / "best.onnx").read_bytes()
+                candidate = Candidate(best.config, model, self.evaluator.runtime.options(best.config))
+                found["best"] = self.evaluator.robustness(candidate)
+            return found
+
+    def _log_files(self, summary: Mapping[str, object]) -> None:
+        if self.tracker is None:
+            return
+        names = ("summary.json", "pareto.csv", "sensitivity.csv", "report.html", "best.json", "certificate.json")
+        best = self.best()
+        metrics = {
+            name: value
+            for name, value in (best.evaluation.row() if best and best.evaluation else {}).items()
+            if isinstance(value, float | int)
+        }
+        self.tracker.finish_study([self.folder / name for name in names], self.folder / "best.onnx", metrics)
+
+    def _timed(self, name: str) -> _Timer:
+        return _Timer(lambda elapsed: self.seconds.__setitem__(name, self.seconds.get(name, 0.0) + elapsed))
+
+
+@dataclass
+class _Timer:
+    add: Callable[[float], None]
+    start: float = 0.0
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.add(time.perf_counter() - self.start)
+
+
+def sensitivity_frame(sensitivity: Sensitivity) -> pd.DataFrame:
+    """A row a layer and scheme, the most sensitive first."""
+    rows = sorted(sensitivity.rows, key=lambda row: (row.scheme, row.rank))
+    return pd.DataFrame([asdict(row) for row in rows])
+
+
+def _is_fp32(trial: Trial) -> bool:
+    return trial.config.rest is Precision.FP32 and trial.config.counts().keys() == {"fp32"}
+
+
+def exported(folder: Path) -> Certificate | None:
+    """The certificate of what lies in `folder`, where its files are whole; else None."""
+    try:
+        certificate = Certificate.load(folder / CERTIFICATE)
+        whole = all(FileMark.of((folder / name).read_bytes()) == mark for name, mark in certificate.files.items())
+    except (InputError, OSError):
+        return None
+    return certificate if whole else None

@@ -1,0 +1,72 @@
+"""The only timing loop: warm-up, interleaved pairs, medians and their intervals."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+WARM_UP = 5
+FEWEST_PAIRS = 20
+MOST_PAIRS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A median and its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class PairedLatency:
+    """Milliseconds of reference and candidate, and the ratio reference ÷ candidate of each pair (the speed-up)."""
+
+    reference: Interval
+    candidate: Interval
+    speedup: Interval
+    pairs: int
+
+
+def measure_pair(reference: Callable[[], None], candidate: Callable[[], None], budget_s: float = 0.3) -> PairedLatency:
+    """Time both in turn, A B B A A B …, for about `budget_s` seconds and at least FEWEST_PAIRS pairs.
+
+    Interleaving lets a drift of the machine's speed hit both alike; the ratio is taken pair by pair.
+    """
+    for _ in range(WARM_UP):
+        reference()
+        candidate()
+    times: list[tuple[float, float]] = []
+    end = time.perf_counter() + budget_s
+    while len(times) < FEWEST_PAIRS or (time.perf_counter() < end and len(times) < MOST_PAIRS):
+        times.append(_pair(reference, candidate, candidate_first=len(times) % 2 == 1))
+    a, b = 1e3 * np.array(times).T
+    return PairedLatency(median_interval(a), median_interval(b), median_interval(a / b), len(times))
+
+
+def median_interval(values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]) -> Interval:
+    """The median with its distribution-free 95 % interval from order statistics (Conover 1999, section 3.2)."""
+    ordered = np.sort(np.asarray(values, np.float64))
+    count = len(ordered)
+    half = 1.96 * math.sqrt(count) / 2
+    low, high = math.floor(count / 2 - half), math.ceil(count / 2 + half)
+    return Interval(float(np.median(ordered)), float(ordered[max(low, 0)]), float(ordered[min(high, count - 1)]))
+
+
+def _pair(reference: Callable[[], None], candidate: Callable[[], None], candidate_first: bool) -> tuple[float, float]:
+    if candidate_first:
+        second = _timed(candidate)
+        return _timed(reference), second
+    first = _timed(reference)
+    return first, _timed(candidate)
+
+
+def _timed(call: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

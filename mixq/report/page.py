@@ -1,0 +1,265 @@
+"""report.html: one page that stands alone and tells what a study found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mixq import atomic
+from mixq.report import plots
+from mixq.report.markup import Markup, el, image, join, number, table
+from mixq.report.opening import how_to_open
+from mixq.report.style import CSS
+from mixq.report.tables import is_fp32, layer_order, layer_table, trials_frame
+from mixq.search.trial import Trial
+
+Summary = Mapping[str, Any]
+
+
+def write_report(
+    path: str | Path,
+    summary: Summary,
+    trials: Sequence[Trial],
+    best: Trial | None,
+    sensitivity: pd.DataFrame | None = None,
+    kendall: Mapping[str, float] | None = None,
+) -> None:
+    """Write the page. `summary` is what summary.json holds; whatever it lacks is left out of the page.
+
+    best: the configuration on disk, None where no trial met the constraints. sensitivity: columns as of
+    SensitivityRow. kendall: Kendall's τ with the real drop by measure.
+    """
+    sections = (
+        _headline(summary, best),
+        _warnings(summary, best),
+        _front(summary, trials, best),
+        _layers(best, sensitivity),
+        _sensitivity(best or next(iter(trials), None), sensitivity, kendall),
+        _robustness(summary),
+        _trials(trials, best),
+        _wall_time(summary, trials),
+        _machine(summary),
+        how_to_open(str(summary.get("runtime", ""))),
+    )
+    title = f"mixq: {summary.get('task', 'report')}"
+    head = el("head", Markup(HEAD), el("title", title), el("style", Markup(CSS)))
+    heading = el("header", el("h1", title), el("p", f"study {summary.get('study', '–')}", class_="quiet"))
+    body = el("body", heading, el("main", *sections))
+    atomic.write_text(path, f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n")
+
+
+# The policy makes the browser itself refuse whatever would come from outside this file.
+HEAD = (
+    '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
+)
+
+
+def _headline(summary: Summary, best: Trial | None) -> Markup:
+    found = summary.get("best") or {}
+    if best is None or best.evaluation is None:
+        verdict = "No configuration met the constraints: the FP32 model is the answer."
+        return el("section", el("p", verdict, class_="verdict none"), _limits(summary))
+    e, primary = best.evaluation, summary.get("primary", "the metric")
+    if is_fp32(best):
+        verdict = join("Nothing that met the constraints beat FP32: the FP32 model is the answer.")
+    else:
+        speed = el("strong", f"{e.speedup.median:.2f}×")
+        verdict = join(speed, " FP32’s speed on this machine, ", el("strong", f"{e.compression:.2f}×"), " smaller.")
+    baseline = summary.get("baseline") or {}
+    cards = (
+        _card("speed-up", f"{e.speedup.median:.2f}×", f"95 % interval {e.speedup.low:.2f} to {e.speedup.high:.2f}"),
+        _card(
+            "latency, batch 1",
+            f"{number(e.latency_ms.median, 3)} ms",
+            f"FP32 {number(e.reference_ms, 3)} ms; {e.threads} thread{'s' if e.threads > 1 else ''}, {e.runtime}",
+        ),
+        _card(
+            f"drop of {primary}, search split",
+            number(e.drop, 3),
+            f"{number(baseline.get('metric'))} → {number(e.metric)}",
+        ),
+        _holdout_card(primary, found.get("holdout")),
+        _card("size", _size(e.size_bytes), f"FP32 {_size(round(e.size_bytes * e.compression))}"),
+    )
+    return el("section", el("p", verdict, class_="verdict"), el("div", *cards, class_="cards"), _limits(summary))
+
+
+def _card(name: str, value: str, note: str) -> Markup:
+    parts = (el("div", name, class_="name"), el("div", value, class_="value"), el("div", note, class_="note"))
+    return el("div", *parts, class_="card")
+
+
+def _holdout_card(primary: object, holdout: Mapping[str, Any] | None) -> Markup:
+    if not holdout:
+        return _card("drop, holdout split", "–", "not measured")
+    low, high = holdout.get("drop_interval") or (None, None)
+    note = f"95 % interval {number(low, 3)} to {number(high, 3)}"
+    if "rows" in holdout:
+        note += f", {number(holdout['rows'])} rows"
+    return _card(f"drop of {primary}, holdout split", number(holdout.get("drop"), 3), note)
+
+
+def _limits(summary: Summary) -> Markup:
+    limits = {name: value for name, value in (summary.get("constraints") or {}).items() if value is not None}
+    counts = ", ".join(f"{count} {state}" for state, count in (summary.get("trials") or {}).items())
+    said = [f"{name.replace('_', ' ')} {number(value)}" for name, value in limits.items()]
+    parts = [f"Constraints: {', '.join(said)}." if said else "", f"Trials: {counts}." if counts else ""]
+    if summary.get("time_to_best_s") is not None:
+        parts.append(f"The best was found after {number(summary['time_to_best_s'], 3)} s.")
+    return el("p", " ".join(part for part in parts if part), class_="quiet")
+
+
+def _warnings(summary: Summary, best: Trial | None) -> Markup:
+    notes = [el("p", note, class_="note-box") for note in summary.get("notes") or ()]
+    evaluation = best.evaluation if best else None
+    if best is None or evaluation is None or not evaluation.silent:
+        return join(*notes)
+    kernels = {kernel.layer: kernel for kernel in evaluation.kernels}
+    lines = [
+        el("li", el("code", name), f": asked {best.config.schemes[name]}, ran ", el("strong", kernels[name].executed))
+        for name in evaluation.silent
+    ]
+    count = len(lines)
+    text = f"{count} layer{'s' if count > 1 else ''} did NOT run in the precision that was asked"
+    return join(el("div", el("strong", text), el("ul", *lines), class_="loud", role="alert"), *notes)
+
+
+def _front(summary: Summary, trials: Sequence[Trial], best: Trial | None) -> Markup:
+    limit = (summary.get("constraints") or {}).get("max_drop")
+    figure = plots.pareto_figure(trials, best, str(summary.get("primary", "metric")), limit)
+    return el("section", el("h2", "What a drop buys"), image(plots.svg(figure), "Speed-up over drop of every trial"))
+
+
+def _layers(best: Trial | None, sensitivity: pd.DataFrame | None) -> Markup:
+    if best is None:
+        return Markup("")
+    config = best.config
+    steps = [f"{step.name} {dict(step.params) or ''}".strip() for step in config.recipe]
+    facts = f"Everything that is not a layer: {config.rest}. Recipe: {', '.join(steps) or 'none'}."
+    if config.training is not None:
+        facts += f" Trained for {config.training.steps} steps at a learning rate of {config.training.learning_rate:g}."
+    chips = [join(_chip(scheme), f" {count} ") for scheme, count in config.counts().items()]
+    rows = [_layer_row(row) for row in layer_table(best, sensitivity).to_dict("records")]
+    head = ("layer", "asked", "executed", "kernel", "time (µs)", "SQNR (dB)", "KL (nats)")
+    return el(
+        "section",
+        el("h2", "The configuration"),
+        el("p", *chips),
+        el("p", facts, f" Configuration {config.id}."),
+        table(head, rows),
+    )
+
+
+def _layer_row(row: Mapping[Any, Any]) -> Markup:
+    cells = [el("td", el("code", row["layer"])), el("td", _chip(row["asked"]))]
+    cells += [el("td", _chip(row["executed"] or "–")), el("td", row["kernel"] or "–", class_="quiet")]
+    cells += [el("td", number(row[name], 3), class_="n") for name in ("time_us", "sqnr_db", "kl")]
+    return el("tr", *cells, class_="silent") if row["silent"] else el("tr", *cells)
+
+
+def _chip(scheme: str) -> Markup:
+    return el("span", scheme, class_=f"chip {scheme.split('-', maxsplit=1)[0]}")
+
+
+def _sensitivity(known: Trial | None, rows: pd.DataFrame | None, kendall: Mapping[str, float] | None) -> Markup:
+    if rows is None or rows.empty:
+        return Markup("")
+    figure = plots.sensitivity_figure(rows, layer_order(known) if known else None)
+    parts = [el("h2", "Which layers hurt"), image(plots.svg(figure), "Sensitivity of each layer in each scheme")]
+    if kendall:
+        said = (
+            "How well each measure ranks the layers by their own drop (Kendall’s τ; 1: just as the drop does, 0: no "
+            "better than chance)."
+        )
+        lines = [el("tr", el("td", name), el("td", number(value, 2), class_="n")) for name, value in kendall.items()]
+        parts += [el("p", said), table(("measure", "τ"), lines)]
+    return el("section", *parts)
+
+
+def _robustness(summary: Summary) -> Markup:
+    found: Mapping[str, Mapping[str, float]] = summary.get("robustness") or {}
+    names = list(dict.fromkeys(name for values in found.values() for name in values))
+    if not names:
+        return Markup("")
+    lines = [
+        el("tr", el("td", name), *(el("td", number(values.get(name)), class_="n") for values in found.values()))
+        for name in names
+    ]
+    said = f"{summary.get('primary', 'The metric')} on the search split, its inputs corrupted."
+    return el("section", el("h2", "Robustness"), el("p", said), table(("corruption", *found), lines))
+
+
+def _trials(trials: Sequence[Trial], best: Trial | None) -> Markup:
+    frame = trials_frame(trials)
+    schemes = [name for name in frame.columns[5:] if name in {s for t in trials for s in t.config.counts()}]
+    shown = ("number", "origin", "meets", *schemes, "rest", "drop", "speed-up", "interval", "ms", "size")
+    head = (*shown, "KL", "agreement", "silent", "seconds", "recipe")
+    chosen = best.number if best else None
+    lines = [_trial_row(row, schemes, row["number"] == chosen) for row in frame.to_dict("records")]
+    return el("section", el("h2", "All trials"), table(head, lines))
+
+
+def _trial_row(row: Mapping[Any, Any], schemes: Sequence[str], chosen: bool) -> Markup:
+    meets = "failed" if row["state"] == "failed" else "yes" if row["feasible"] else "no"
+    cells = [el("td", value) for value in (row["number"], row["origin"], meets)]
+    cells += [el("td", row[scheme] or "", class_="n") for scheme in schemes]
+    cells.append(el("td", row["rest"]))
+    if row["state"] == "failed":
+        cells.append(el("td", row["reason"], class_="quiet", colspan="8"))
+    else:
+        interval = f"{row['speedup_low']:.2f}–{row['speedup_high']:.2f}"
+        values = [number(row["drop"], 3), f"{row['speedup_median']:.2f}×", interval]
+        values += [number(row["latency_ms_median"], 3), _size(row["size_bytes"])]
+        values += [number(row["kl"], 3), number(row["agreement"], 3), number(int(row["silent_layers"]))]
+        cells += [el("td", value, class_="n") for value in values]
+    cells += [el("td", number(row["seconds"], 3), class_="n"), el("td", row["recipe"], class_="quiet")]
+    return el("tr", *cells, class_="chosen") if chosen else el("tr", *cells)
+
+
+def _wall_time(summary: Summary, trials: Sequence[Trial]) -> Markup:
+    parts: Mapping[str, float] = summary.get("seconds") or _seconds(trials)
+    total = summary.get("wall_s") or sum(parts.values())
+    named = sum(parts.values())
+    if total > named:
+        parts = {**parts, "everything else": total - named}
+    longest = max(parts.values(), default=0) or 1
+    lines = [
+        el("tr", el("td", name), el("td", number(float(value), 3), class_="n"), el("td", _bar(value / longest)))
+        for name, value in sorted(parts.items(), key=lambda part: -part[1])
+    ]
+    said = f"{number(float(total), 4)} s in all."
+    return el("section", el("h2", "Where the time went"), el("p", said), table(("part", "seconds", ""), lines))
+
+
+def _seconds(trials: Sequence[Trial]) -> dict[str, float]:
+    parts: dict[str, float] = {}
+    for trial in trials:
+        known = dict(trial.evaluation.seconds) if trial.evaluation else {}
+        for name, value in {**known, "prepare": max(0.0, trial.seconds - sum(known.values()))}.items():
+            parts[name] = parts.get(name, 0.0) + value
+    return parts
+
+
+def _bar(share: float) -> Markup:
+    return el("div", "", class_="bar", style=f"width:{max(share, 0.002) * 20:.2f}rem")
+
+
+def _machine(summary: Summary) -> Markup:
+    facts = {name: summary.get(name) for name in ("runtime", "runtime_version", "threads", "seed")}
+    facts |= dict(summary.get("machine") or {})
+    lines = [
+        el("tr", el("th", name.replace("_", " ")), el("td", ", ".join(map(str, v)) if isinstance(v, list) else v))
+        for name, v in facts.items()
+        if v is not None
+    ]
+    return el("section", el("h2", "Measured on"), el("table", el("tbody", *lines), class_="facts"))
+
+
+def _size(size_bytes: float) -> str:
+    unit, scale = plots.size_unit(size_bytes)
+    return f"{size_bytes / scale:.3g} {unit}"

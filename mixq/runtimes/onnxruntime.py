@@ -1,0 +1,152 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import numpy as np
+import onnxruntime
+
+from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision
+from mixq.errors import InputError
+from mixq.graph.model import Layer
+from mixq.graph.placement import VALUE_PRESERVING, Placement
+from mixq.runtimes.base import Executable, Kernel, Runtime
+from mixq.runtimes.onnxruntime_audit import executed_nodes, kernels
+from mixq.task import Inputs, Outputs
+
+REFUSED = {
+    Precision.BF16: "ONNX Runtime's CPU provider has no BF16 kernels",
+    Precision.FP16: "ONNX Runtime's CPU provider casts around every FP16 op: neither its speed nor its rounding is real",
+}
+INTEGER_LAYERS = ("Conv", "Gemm", "MatMul")
+ERRORS_ONLY = 3
+PROFILED_RUNS = 6
+
+
+class OnnxRuntime(Runtime):
+    """Fuses DequantizeLinear → op → QuantizeLinear: each op needs pairs around it, a convolution on its output too.
+
+    Pools and reshapes are moved onto the codes where the pairs on both sides are equal. Pad and BatchNormalization
+    have no rule (1.31), so they are rewritten. ReLU goes into a kernel where the output's zero point is 0.
+    """
+
+    name: ClassVar[str] = "onnxruntime"
+    placement: ClassVar[Placement] = Placement(
+        transparent=VALUE_PRESERVING | {"DepthToSpace", "Pad"},
+        integer=frozenset(
+            {
+                "Add",
+                "AveragePool",
+                "BatchNormalization",
+                "Concat",
+                "GlobalAveragePool",
+                "LeakyRelu",
+                "Mul",
+                "Sigmoid",
+                "Softmax",
+            }
+        ),
+        all_inputs=True,
+        output_pairs=frozenset({"Conv"}),
+        pair_after_transparent=True,
+        rewritten=frozenset({"BatchNormalization", "Pad"}),
+    )
+
+    @property
+    def version(self) -> str:
+        return str(onnxruntime.__version__)
+
+    def refusal(self, scheme: LayerScheme, op: str) -> str | None:
+        if scheme.activation is not Activation.STATIC:
+            return f"{scheme.activation} INT8 activations are not lowered for ONNX Runtime yet"
+        if scheme.precision is Precision.INT8 and op not in INTEGER_LAYERS:
+            return f"ONNX Runtime's CPU provider has no integer kernel for {op}"
+        return REFUSED.get(scheme.precision)
+
+    def expected(self, precision: Precision) -> str:
+        return "fp32" if precision in REFUSED else precision.value
+
+    def options(self, config: MixedPrecisionConfig) -> Mapping[str, str]:
+        return {}
+
+    def typed(self, config: MixedPrecisionConfig) -> bool:
+        return True
+
+    def compile(self, model: bytes, threads: int, options: Mapping[str, str] | None = None) -> Executable:
+        if options:
+            raise InputError(f"ONNX Runtime is opened without options, got {sorted(options)}")
+        return _Session(model, threads)
+
+
+class _Session(Executable):
+    def __init__(self, model: bytes, threads: int) -> None:
+        self._model, self._threads = model, threads
+        self._session = _open(model, _session_options(threads))
+        self._names = [str(output.name) for output in self._session.get_outputs()]
+
+    def run(self, inputs: Inputs) -> Outputs:
+        found = _guarded(inputs, lambda: self._session.run(self._names, _contiguous(inputs)))
+        return dict(zip(self._names, found, strict=True))
+
+    def bind(self, inputs: Inputs) -> Callable[[], None]:
+        """Inputs and outputs stay where they are, so that a call allocates and copies nothing."""
+        outputs, binding = self.run(inputs), self._session.io_binding()
+        for name, value in _contiguous(inputs).items():
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
+        for name, value in outputs.items():
+            binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
+        run = self._session.run_with_iobinding
+        return lambda: run(binding)
+
+    def audit(self, layers: Sequence[Layer], inputs: Inputs) -> list[Kernel]:
+        with TemporaryDirectory(prefix="mixq-") as folder:
+            options = _session_options(self._threads)
+            options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = _open(self._model, options)
+            for _ in range(PROFILED_RUNS):
+                _guarded(inputs, lambda: session.run(self._names, _contiguous(inputs)))
+            nodes = executed_nodes(Path(options.optimized_model_filepath), Path(session.end_profiling()))
+        return kernels(layers, nodes, self._model)
+
+
+def _session_options(threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = ERRORS_ONLY
+    # Threads that spin after a run would slow down the model that is measured in turn with this one.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _open(model: bytes, options: Any) -> Any:
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base but this
+        raise InputError(f"ONNX Runtime refuses the model: {_first_line(error)}") from error
+
+
+def _guarded(inputs: Inputs, run: Callable[[], Any]) -> Any:
+    try:
+        return run()
+    except Exception as error:
+        shapes = {name: (str(value.dtype), value.shape) for name, value in inputs.items()}
+        raise InputError(f"ONNX Runtime cannot run the model on {shapes}: {_first_line(error)}") from error
+
+
+def _contiguous(inputs: Inputs) -> dict[str, Any]:
+    return {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,152 @@
+"""Choices: a search space made concrete for one graph and one runtime; parameters ↔ configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from mixq.config import (
+    FloatPrecision,
+    LayerScheme,
+    MixedPrecisionConfig,
+    Precision,
+    RecipeStep,
+    Stage,
+    Training,
+)
+from mixq.errors import InputError
+from mixq.graph import Graph
+from mixq.runtimes import Runtime
+from mixq.search.space import SearchSpace
+
+Params = dict[str, str]
+
+REST, RECIPE, STEPS, RATE = "rest", "recipe", "qat.steps", "qat.learning_rate"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One decision: the layers that share it, and the schemes that they may have."""
+
+    name: str
+    layers: tuple[str, ...]
+    schemes: tuple[LayerScheme, ...]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Every categorical of the search. `notes` says what the runtime cannot run and was left out."""
+
+    model: str
+    units: tuple[Unit, ...]
+    rest: tuple[FloatPrecision, ...]
+    recipes: Mapping[str, tuple[RecipeStep, ...]]
+    training: tuple[Training, ...]
+    notes: tuple[str, ...]
+
+    def categories(self) -> dict[str, list[str]]:
+        """Parameter name → its values, all as strings."""
+        found = {unit.name: [str(scheme) for scheme in unit.schemes] for unit in self.units}
+        found[REST] = [precision.value for precision in self.rest]
+        found[RECIPE] = list(self.recipes)
+        if self.training:
+            found[STEPS] = [str(n) for n in dict.fromkeys(t.steps for t in self.training)]
+            found[RATE] = [repr(r) for r in dict.fromkeys(t.learning_rate for t in self.training)]
+        return found
+
+    @property
+    def size(self) -> float:
+        """How many parameter sets there are."""
+        total = 1.0
+        for values in self.categories().values():
+            total *= len(values)
+        return total
+
+    def config(self, params: Mapping[str, str]) -> MixedPrecisionConfig:
+        """The configuration that a full set of parameters stands for."""
+        schemes = {layer: LayerScheme.parse(params[unit.name]) for unit in self.units for layer in unit.layers}
+        trains = any(scheme.stage is Stage.QAT for scheme in schemes.values())
+        quantizes = any(scheme.precision is Precision.INT8 for scheme in schemes.values())
+        return MixedPrecisionConfig(
+            model=self.model,
+            schemes=schemes,
+            rest=_rest(params[REST], self.rest),
+            recipe=self.recipes[params[RECIPE]] if quantizes else (),
+            training=self._training(params) if trains else None,
+        )
+
+    def _training(self, params: Mapping[str, str]) -> Training:
+        for training in self.training:
+            if str(training.steps) == params[STEPS] and repr(training.learning_rate) == params[RATE]:
+                return training
+        raise InputError(f"no training with {params[STEPS]} steps at {params[RATE]} in the space")
+
+
+def _rest(value: str, known: Iterable[FloatPrecision]) -> FloatPrecision:
+    return next(precision for precision in known if precision.value == value)
+
+
+def make_choices(space: SearchSpace, graph: Graph, runtime: Runtime, model: str) -> Choices:
+    """`space` for this graph on this runtime. Raises InputError where a glob matches nothing or no choice is left."""
+    _check_globs(space, graph)
+    notes: dict[str, None] = {}
+    units = []
+    for name, layers in _grouped(space, graph):
+        schemes = _runnable(space, graph, runtime, layers, notes)
+        if not schemes:
+            raise InputError(f"no choice is left for {name}: {'; '.join(notes)}; give it a precision that can run")
+        units.append(Unit(name, layers, tuple(schemes)))
+    rest = _runnable_rest(space, runtime, notes)
+    return Choices(model, tuple(units), rest, space.recipes, _trainings(space), tuple(notes))
+
+
+def _trainings(space: SearchSpace) -> tuple[Training, ...]:
+    wanted = space.training
+    if wanted is None:
+        return ()
+    return tuple(
+        Training(steps=steps, learning_rate=rate, seed=wanted.seed)
+        for steps in wanted.steps
+        for rate in wanted.learning_rate
+    )
+
+
+def _check_globs(space: SearchSpace, graph: Graph) -> None:
+    for glob in (*space.groups, *(override.layers for override in space.overrides)):
+        if not any(fnmatchcase(name, glob) for name in graph.layer_names):
+            raise InputError(f"no layer matches {glob!r} of the search space; layers: {', '.join(graph.layer_names)}")
+
+
+def _grouped(space: SearchSpace, graph: Graph) -> list[tuple[str, tuple[str, ...]]]:
+    """Units in the order of their first layers; a layer belongs to the first group that matches it."""
+    found: dict[str, list[str]] = {}
+    for layer in graph.layer_names:
+        glob = next((glob for glob in space.groups if fnmatchcase(layer, glob)), None)
+        found.setdefault(layer if glob is None else f"group {glob}", []).append(layer)
+    return [(name, tuple(layers)) for name, layers in found.items()]
+
+
+def _runnable(
+    space: SearchSpace, graph: Graph, runtime: Runtime, layers: tuple[str, ...], notes: dict[str, None]
+) -> list[LayerScheme]:
+    """Schemes that every layer of a unit may have by the space and can have on the runtime."""
+    common = [s for s in space.schemes(layers[0]) if all(s in space.schemes(layer) for layer in layers)]
+    found = []
+    for scheme in common:
+        reasons = {runtime.refusal(scheme, graph.by_name[layer].op) for layer in layers} - {None}
+        notes |= {f"{runtime.name} cannot run {scheme}: {reason}": None for reason in reasons}
+        if not reasons:
+            found.append(scheme)
+    return found
+
+
+def _runnable_rest(space: SearchSpace, runtime: Runtime, notes: dict[str, None]) -> tuple[FloatPrecision, ...]:
+    found = []
+    for precision in space.rest:
+        reason = runtime.refusal(LayerScheme(precision=precision), "rest")
+        if reason is None:
+            found.append(precision)
+        else:
+            notes[f"{runtime.name} cannot run rest: {precision.value}: {reason}"] = None
+    return tuple(found) or (Precision.FP32,)

@@ -1,0 +1,66 @@
+"""Guide: which change of one decision is likely to pay, from the sensitivity analysis and the layers' work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mixq.config import LayerScheme, Precision
+from mixq.graph import Graph
+from mixq.search.choices import Choices, Params, Unit
+from mixq.search.space import Objective
+from mixq.sensitivity import Sensitivity
+
+# What a layer costs against FP32: the arithmetic limits of VNNI and AVX512-BF16, and the bytes of a weight.
+WORK = {Precision.FP32: 1.0, Precision.FP16: 1.0, Precision.BF16: 0.5, Precision.INT8: 0.25}
+BYTES = {Precision.FP32: 1.0, Precision.FP16: 0.5, Precision.BF16: 0.5, Precision.INT8: 0.25}
+SMALLEST_ERROR = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Set parameter `name` to `value`; weight is proportional to the probability with which it is drawn."""
+
+    name: str
+    value: str
+    weight: float
+
+
+class Guide:
+    """Predicts, for each unit and scheme, its cost (work, or bytes where size is the objective) and its error."""
+
+    def __init__(self, choices: Choices, graph: Graph, sensitivity: Sensitivity, objective: Objective) -> None:
+        self._units = {unit.name: unit for unit in choices.units}
+        self._relative = BYTES if objective == "size" else WORK
+        self._fp32 = {unit.name: _fp32_cost(unit, graph, objective) for unit in choices.units}
+        self._errors = {str(scheme): sensitivity.errors(scheme) for scheme in _analyzed(choices)}
+
+    def error(self, unit: Unit, scheme: str) -> float:
+        """Predicted error of a unit in a scheme: the sum over its layers (errors of layers nearly add)."""
+        known = self._errors.get(scheme.removesuffix("-qat"), {})
+        total = sum(known.get(layer, 0.0) for layer in unit.layers)
+        return total / 2 if scheme.endswith("-qat") else total
+
+    def cost(self, unit: Unit, scheme: str) -> float:
+        return self._fp32[unit.name] * self._relative[LayerScheme.parse(scheme).precision]
+
+    def moves(self, params: Params, faster: bool) -> list[Move]:
+        """faster: moves that save cost, weighted by saved ÷ √error added; else by error removed ÷ √cost added."""
+        found = []
+        for name, unit in self._units.items():
+            for scheme in map(str, unit.schemes):
+                saved = self.cost(unit, params[name]) - self.cost(unit, scheme)
+                removed = self.error(unit, params[name]) - self.error(unit, scheme)
+                if faster and saved > 0:
+                    found.append(Move(name, scheme, saved / max(-removed, SMALLEST_ERROR) ** 0.5))
+                elif not faster and removed > 0:
+                    found.append(Move(name, scheme, removed / max(-saved, 1.0) ** 0.5))
+        return found
+
+
+def _fp32_cost(unit: Unit, graph: Graph, objective: Objective) -> float:
+    layers = [graph.by_name[name] for name in unit.layers]
+    return float(sum(layer.bytes if objective == "size" else layer.macs for layer in layers))
+
+
+def _analyzed(choices: Choices) -> list[LayerScheme]:
+    return list(dict.fromkeys(scheme for unit in choices.units for scheme in unit.schemes))

@@ -1,0 +1,173 @@
+"""Samplers by name. All of them propose configurations that were not evaluated yet."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from mixq.search.choices import Choices, Params
+from mixq.search.guided import Guide, Move
+
+TRIES = 20
+
+
+def get_sampler(name: str, choices: Choices, guide: Guide, seed: int) -> BaseSampler:
+    """The sampler `name` of the table, wrapped so that it never proposes a configuration twice."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        inner = SAMPLERS[name](choices, guide, seed)
+    return Distinct(inner, choices, seed)
+
+
+class Guided(BaseSampler):
+    """Our own: mutates a configuration of the current front, with moves that are cheap and insensitive preferred.
+
+    A feasible parent is made faster: layers go from float to INT8, by saved work over error. An infeasible one is
+    made better: layers leave INT8, by error. One layer changes, sometimes more (geometric), sometimes another choice.
+    """
+
+    def __init__(self, choices: Choices, guide: Guide, seed: int) -> None:
+        self._choices, self._guide = choices, guide
+        self._rng = np.random.default_rng(seed)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return distributions(self._choices)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        parents = front(study)
+        if not parents:
+            return random_params(self._choices, self._rng)
+        parent = parents[int(self._rng.integers(len(parents)))]
+        params = {name: str(value) for name, value in parent.params.items()}
+        for _ in range(1 + int(self._rng.geometric(0.6) - 1)):
+            params |= self._move(params, feasible=is_feasible(parent))
+        return params
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return str(self._rng.choice(self._choices.categories()[param_name]))
+
+    def _move(self, params: Params, feasible: bool) -> Params:
+        moves = self._guide.moves(params, faster=feasible)
+        if not moves or self._rng.random() < 0.2:
+            return self._any_move(params)
+        weights = np.array([move.weight for move in moves])
+        chosen: Move = moves[int(self._rng.choice(len(moves), p=weights / weights.sum()))]
+        return {chosen.name: chosen.value}
+
+    def _any_move(self, params: Params) -> Params:
+        open_names = [name for name, values in self._choices.categories().items() if len(values) > 1]
+        if not open_names:
+            return {}
+        name = str(self._rng.choice(open_names))
+        others = [value for value in self._choices.categories()[name] if value != params[name]]
+        return {name: str(self._rng.choice(others))}
+
+
+class Distinct(BaseSampler):
+    """Asks `inner` again, then mutates at random, until the configuration is new."""
+
+    def __init__(self, inner: BaseSampler, choices: Choices, seed: int) -> None:
+        self._inner, self._choices = inner, choices
+        self._rng = np.random.default_rng(seed + 1)
+
+    def reseed_rng(self) -> None:
+        self._inner.reseed_rng()
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return distributions(self._choices)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self._inner.before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._inner.after_trial(study, trial, state, values)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        seen = seen_configs(study, self._choices)
+        for _ in range(TRIES):
+            params = self._propose(study, trial, search_space)
+            if self._choices.config(params).id not in seen:
+                return params
+        for changes in range(1, 10 * TRIES):
+            changed = mutated(params, self._choices, self._rng, math.ceil(changes / TRIES))
+            if self._choices.config(changed).id not in seen:
+                return changed
+        return params  # the space is used up; the study notices
+
+    def _propose(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Params:
+        relative = self._inner.infer_relative_search_space(study, trial)
+        found = self._inner.sample_relative(study, trial, relative)
+        missing = {name: space for name, space in search_space.items() if name not in found}
+        for name, space in missing.items():
+            found[name] = self._inner.sample_independent(study, trial, name, space)
+        return {name: str(value) for name, value in found.items()}
+
+
+def distributions(choices: Choices) -> dict[str, BaseDistribution]:
+    return {name: optuna.distributions.CategoricalDistribution(v) for name, v in choices.categories().items()}
+
+
+def seen_configs(study: Study, choices: Choices) -> set[str]:
+    """Ids of the configurations of all finished or waiting trials."""
+    states = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING)
+    names = set(choices.categories())
+    trials = study.get_trials(deepcopy=False, states=states)
+    return {choices.config(trial.params).id for trial in trials if set(trial.params) == names}
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    return all(value <= 0 for value in trial.constraints.values())
+
+
+def front(study: Study) -> list[FrozenTrial]:
+    """Feasible trials that no other dominates; and those beyond the constraints by least, to be repaired."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    feasible = [trial for trial in trials if is_feasible(trial)]
+    best = [trial for trial in feasible if not any(_dominates(other, trial) for other in feasible)]
+    fast = [t for t in trials if not is_feasible(t) and all(t.values[0] < other.values[0] for other in best)]
+    return best + sorted(fast, key=lambda trial: sum(max(0.0, v) for v in trial.constraints.values()))[: len(best) or 3]
+
+
+def _dominates(left: FrozenTrial, right: FrozenTrial) -> bool:
+    pairs = list(zip(left.values, right.values, strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def mutated(params: Params, choices: Choices, rng: np.random.Generator, changes: int) -> Params:
+    """`params` with `changes` parameters drawn anew."""
+    categories = choices.categories()
+    names = rng.choice(list(categories), min(changes, len(categories)), replace=False)
+    return {**params, **{str(name): str(rng.choice(categories[str(name)])) for name in names}}
+
+
+def random_params(choices: Choices, rng: np.random.Generator) -> Params:
+    return {name: str(rng.choice(values)) for name, values in choices.categories().items()}
+
+
+SAMPLERS: Mapping[str, Callable[[Choices, Guide, int], BaseSampler]] = {
+    "guided": Guided,
+    "tpe": lambda choices, guide, seed: optuna.samplers.TPESampler(seed=seed, multivariate=True),
+    "gp": lambda choices, guide, seed: optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False),
+    "nsga2": lambda choices, guide, seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=20),
+    "random": lambda choices, guide, seed: optuna.samplers.RandomSampler(seed=seed),
+}

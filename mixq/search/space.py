@@ -1,0 +1,140 @@
+"""SearchSpace: what may be tried, as a YAML file. Every name in it is checked when it is loaded, with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mixq.config import Activation, FloatPrecision, LayerScheme, Precision, RecipeStep, Stage
+from mixq.errors import InputError
+from mixq.ptq import DEFAULT_RECIPE, check_recipe
+from mixq.validation import explain
+
+Objective = Literal["latency", "size"]
+SamplerName = Literal["guided", "tpe", "gp", "nsga2", "random"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Override(_Part):
+    """Other choices for the layers that the glob `layers` matches; what is left out stays as in the space."""
+
+    layers: str = Field(min_length=1)
+    precisions: tuple[Precision, ...] | None = Field(default=None, min_length=1)
+    stages: tuple[Stage, ...] | None = Field(default=None, min_length=1)
+
+
+class TrainingSpace(_Part):
+    """Choices for quantization-aware training; `seed` is one for all."""
+
+    steps: tuple[int, ...] = Field(default=(100,), min_length=1)
+    learning_rate: tuple[float, ...] = Field(default=(1e-5,), min_length=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _positive(self) -> TrainingSpace:
+        if min(self.steps) < 1 or not all(0 < rate < 1 for rate in self.learning_rate):
+            raise ValueError("steps must be at least 1 and learning rates between 0 and 1")
+        return self
+
+
+class Constraints(_Part):
+    """Limits that a configuration must keep; None: no limit. max_drop is in the primary metric's units."""
+
+    max_drop: float | None = Field(default=0.005, ge=0, allow_inf_nan=False)
+    max_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_size_mb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+
+class SearchSpace(_Part):
+    """A search space; `load_space` reads one. `objectives` are minimized, the first one decides which is best."""
+
+    precisions: tuple[Precision, ...] = Field(min_length=1)
+    stages: tuple[Stage, ...] = Field(default=(Stage.PTQ,), min_length=1)
+    activations: tuple[Activation, ...] = Field(default=(Activation.STATIC,), min_length=1)
+    rest: tuple[FloatPrecision, ...] = Field(default=(Precision.FP32,), min_length=1)
+    recipes: dict[str, tuple[RecipeStep, ...]] = Field(default={"default": DEFAULT_RECIPE}, min_length=1)
+    training: TrainingSpace | None = None
+    overrides: tuple[Override, ...] = ()
+    groups: tuple[str, ...] = ()
+    objectives: tuple[Objective, ...] = Field(default=("latency",), min_length=1)
+    constraints: Constraints = Constraints()
+    sampler: SamplerName = "guided"
+
+    @field_validator("recipes")
+    @classmethod
+    def _known_steps(cls, recipes: dict[str, tuple[RecipeStep, ...]]) -> dict[str, tuple[RecipeStep, ...]]:
+        for name, recipe in recipes.items():
+            try:
+                check_recipe(recipe)
+            except InputError as error:
+                raise ValueError(f"{name}: {error}") from None
+        return recipes
+
+    @model_validator(mode="after")
+    def _training_for_qat(self) -> SearchSpace:
+        stages = {*self.stages, *(stage for override in self.overrides for stage in override.stages or ())}
+        if Stage.QAT in stages and self.training is None:
+            raise ValueError("stage qat needs `training:` with steps and learning_rate")
+        return self
+
+    def schemes(self, layer: str) -> list[LayerScheme]:
+        """The choices for a layer of this name, the last override that matches it deciding."""
+        from fnmatch import fnmatchcase
+
+        precisions, stages = self.precisions, self.stages
+        for override in self.overrides:
+            if fnmatchcase(layer, override.layers):
+                precisions = override.precisions or precisions
+                stages = override.stages or stages
+        floats = [LayerScheme(precision=p) for p in precisions if p is not Precision.INT8]
+        if Precision.INT8 not in precisions:
+            return floats
+        return floats + [
+            LayerScheme(precision=Precision.INT8, stage=stage, activation=activation)
+            for activation in self.activations
+            for stage in stages
+        ]
+
+
+def load_space(path: str | Path) -> SearchSpace:
+    """Read and check a space. Raises InputError with file, line, field, rule and what is known."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the search space {path}: {error}") from None
+    try:
+        content, root = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a search space is a mapping with at least `precisions:`")
+    try:
+        return SearchSpace.model_validate(content)
+    except ValidationError as error:
+        reasons = [
+            f"{path} line {_line(root, location)}: {sentence}" for location, sentence in explain(error, SearchSpace)
+        ]
+        raise InputError("\n".join(reasons)) from None
+
+
+def _line(node: Any, location: tuple[int | str, ...]) -> int:
+    """The line (from 1) of the deepest YAML node on the way to `location`."""
+    line = int(node.start_mark.line) + 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = [(key, value) for key, value in node.value if key.value == str(part)]
+            if not found:
+                continue
+            line, node = int(found[0][0].start_mark.line) + 1, found[0][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = int(node.start_mark.line) + 1
+    return line

@@ -1,0 +1,131 @@
+"""The Optuna study: created or resumed, refused where it was made for something else; trials as plain values."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import TypeAdapter
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+
+from mixq.config import MixedPrecisionConfig
+from mixq.errors import InputError
+from mixq.evaluate import Evaluation
+from mixq.search.trial import Trial
+from mixq.sensitivity import Sensitivity
+
+IDENTITY, SENSITIVITY, CONFIG, EVALUATION, ORIGIN, REASON, SECONDS, ELAPSED = (
+    f"mixq:{name}"
+    for name in ("identity", "sensitivity", "config", "evaluation", "origin", "reason", "seconds", "elapsed")
+)
+LOCK_SECONDS = 60
+
+
+def open_study(
+    storage: str, name: str, objectives: int, identity: Mapping[str, str], sampler: optuna.samplers.BaseSampler | None
+) -> optuna.Study:
+    """The study `name`, new or resumed. Raises InputError, with what differs, where it is one of another identity."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study(
+            storage=_storage(storage),
+            study_name=name,
+            directions=["minimize"] * objectives,
+            sampler=sampler,
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
+        raise InputError(f"the study storage {redacted(storage)} cannot be opened: {_first_line(error)}") from error
+    known = study.user_attrs.get(IDENTITY)
+    if known is None:
+        study.set_user_attr(IDENTITY, dict(identity))
+    elif known != dict(identity):
+        differing = sorted(key for key in {*known, *identity} if known.get(key) != identity.get(key))
+        details = "; ".join(f"{key}: {known.get(key)} then, {identity.get(key)} now" for key in differing)
+        raise InputError(
+            f"the study {name!r} was made for something else ({details}); give another --study or --out, "
+            "or the same arguments as then"
+        )
+    return study
+
+
+def redacted(url: str) -> str:
+    """The URL without a password."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}{credentials.partition(':')[0]}:***@{host}" if at else url
+
+
+def fail_interrupted(study: optuna.Study) -> int:
+    """Trials that a killed run left RUNNING become failed; their number."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    for trial in running:
+        study.tell(trial.number, state=TrialState.FAIL)
+    return len(running)
+
+
+def load_sensitivity(study: optuna.Study) -> Sensitivity | None:
+    stored = study.user_attrs.get(SENSITIVITY)
+    return None if stored is None else TypeAdapter(Sensitivity).validate_python(stored)
+
+
+def store_sensitivity(study: optuna.Study, sensitivity: Sensitivity) -> None:
+    study.set_user_attr(SENSITIVITY, TypeAdapter(Sensitivity).dump_python(sensitivity, mode="json"))
+
+
+def store_trial(trial: optuna.Trial, config: MixedPrecisionConfig, origin: str) -> None:
+    trial.set_user_attr(CONFIG, config.to_json(indent=None))
+    trial.set_user_attr(ORIGIN, origin)
+
+
+def store_evaluation(trial: optuna.Trial, evaluation: Evaluation) -> None:
+    trial.set_user_attr(EVALUATION, TypeAdapter(Evaluation).dump_python(evaluation, mode="json"))
+
+
+def trials_of(study: optuna.Study) -> list[Trial]:
+    """Every evaluated or failed trial, in order."""
+    states = (TrialState.COMPLETE, TrialState.FAIL)
+    frozen = study.get_trials(deepcopy=False, states=states)
+    return [trial_of(trial) for trial in frozen if CONFIG in trial.user_attrs]  # without: killed before it had one
+
+
+def trial_of(frozen: FrozenTrial) -> Trial:
+    """A finished Optuna trial of ours as a plain value."""
+    attributes: dict[str, Any] = frozen.user_attrs
+    evaluation = attributes.get(EVALUATION)
+    complete = frozen.state is TrialState.COMPLETE
+    return Trial(
+        number=frozen.number,
+        state="complete" if complete else "failed",
+        config=MixedPrecisionConfig.from_json(attributes[CONFIG], f"trial {frozen.number}"),
+        origin=str(attributes.get(ORIGIN, "")),
+        seconds=float(attributes.get(SECONDS, 0.0)),
+        evaluation=TypeAdapter(Evaluation).validate_python(evaluation) if complete and evaluation else None,
+        violations=tuple(sorted(frozen.constraints.items())),
+        elapsed_s=float(attributes.get(ELAPSED, 0.0)),
+        reason=str(attributes.get(REASON, "" if complete else "interrupted: the run was killed")),
+    )
+
+
+def _storage(url: str) -> optuna.storages.BaseStorage | str:
+    if not url.startswith("sqlite"):
+        return url
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}})
+
+    @event.listens_for(storage.engine, "connect")
+    def set_pragmas(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    storage.engine.dispose()  # the connection that made the tables has not got them
+    return storage
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

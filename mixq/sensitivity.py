@@ -1,0 +1,201 @@
+"""Sensitivity: how much each layer, put alone into each scheme, hurts; and which measure of that can be trusted.
+
+Everything runs on the runtime's own kernels: the error at a layer's own output from shadow layers (`shadow.py`), that
+at the network's output from one lowered model for each layer and scheme.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.stats import kendalltau
+
+from mixq import machine, measures
+from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep, Stage, uniform
+from mixq.dataset import Split, TaskData, row_count
+from mixq.evaluate import Evaluator, run_batches
+from mixq.graph import serialize
+from mixq.graph.model import Layer
+from mixq.graph.plan import make_plan
+from mixq.ptq import prepare
+from mixq.shadow import lower_shadows, noise_name, shadow_graph, signal_name
+from mixq.task import Outputs
+
+FP32 = LayerScheme(precision=Precision.FP32)
+SHADOW_ROWS = 64  # a layer's signal-to-noise ratio settles long before the metric does
+NO_ERROR_DB = 200.0  # beyond float32's own resolution
+
+
+@dataclass(frozen=True)
+class SensitivityRow:
+    """One layer in one scheme, all others in FP32. rank 1 hurts most among the rows of its scheme.
+
+    sqnr_db: signal-to-noise ratio at the layer's own output (dB, higher is better); output_mse: error at the network's
+    outputs ÷ their mean square; kl: in nats, None where the outputs are not class scores; drop: of the primary metric.
+    """
+
+    layer: str
+    op: str
+    scheme: str
+    parameters: int
+    macs: int
+    sqnr_db: float
+    output_mse: float
+    kl: float | None
+    drop: float
+    rank: int = 0
+
+    @property
+    def error(self) -> float:
+        """What layers are ranked by: KL where there is one, else the output's MSE."""
+        return self.output_mse if self.kl is None else self.kl
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The rows, ranked within each scheme, and how many search rows they were measured on."""
+
+    rows: tuple[SensitivityRow, ...]
+    evaluated_rows: int
+
+    def ranking(self, scheme: LayerScheme) -> list[str]:
+        """Layer names, the most sensitive first."""
+        found = [row for row in self.rows if row.scheme == str(scheme)]
+        return [row.layer for row in sorted(found, key=lambda row: row.rank)]
+
+    def errors(self, scheme: LayerScheme) -> dict[str, float]:
+        return {row.layer: row.error for row in self.rows if row.scheme == str(scheme)}
+
+    def kendall(self) -> dict[str, float]:
+        """Kendall's τ-b between each measure and the real drop, over the layers of a scheme, averaged over schemes.
+
+        NaN where the drops are all equal: then nothing can be said.
+        """
+        schemes = sorted({row.scheme for row in self.rows})
+        measured: dict[str, Callable[[SensitivityRow], float | None]] = {
+            "sqnr_db": lambda row: -row.sqnr_db,
+            "output_mse": lambda row: row.output_mse,
+            "kl": lambda row: row.kl,
+        }
+        return {
+            name: _mean_tau([[(value(row), row.drop) for row in self.rows if row.scheme == s] for s in schemes])
+            for name, value in measured.items()
+        }
+
+
+def analyze(
+    evaluator: Evaluator,
+    schemes: Sequence[LayerScheme],
+    recipe: tuple[RecipeStep, ...] = (),
+    rows: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Sensitivity:
+    """Sensitivity of every layer to every scheme that the runtime can run for it, on `rows` search rows (all: None).
+
+    FP32 and schemes with stage qat are left out: the former hurts nothing, the latter is analyzed as ptq.
+    """
+    wanted = [s for s in schemes if s != FP32 and s.stage is Stage.PTQ]
+    jobs = [
+        (layer, scheme)
+        for scheme in wanted
+        for layer in evaluator.graph.layers
+        if evaluator.runtime.refusal(scheme, layer.op) is None
+    ]
+    split = first_rows(evaluator.data, rows)
+    ratios = {scheme: _signal_to_noise(evaluator, scheme, recipe) for scheme in wanted}
+    reference = {name: value[: split.rows] for name, value in evaluator.reference_outputs("search").items()}
+    found = []
+    for done, (layer, scheme) in enumerate(jobs):
+        if progress is not None:
+            progress(done, len(jobs), f"{layer.name} {scheme}")
+        config = single(evaluator, layer, scheme, recipe)
+        outputs = evaluator.outputs(evaluator.prepare(config), split)
+        found.append(_row(evaluator, layer, scheme, ratios[scheme][layer.name], split, reference, outputs))
+    return Sensitivity(_ranked(found), split.rows)
+
+
+def single(
+    evaluator: Evaluator, layer: Layer, scheme: LayerScheme, recipe: tuple[RecipeStep, ...] = ()
+) -> MixedPrecisionConfig:
+    """`layer` in `scheme`, everything else in FP32."""
+    config = uniform(evaluator.fingerprint, evaluator.graph.layer_names, FP32, recipe=recipe)
+    return config.model_copy(update={"schemes": {**config.schemes, layer.name: scheme}})
+
+
+def first_rows(data: TaskData, rows: int | None) -> Split:
+    """The search split, or its first `rows` rows rounded up to whole batches."""
+    split = data.split("search")
+    if rows is None or rows >= split.rows:
+        return split
+    batches, taken = [], 0
+    for batch in split.batches:
+        if taken >= rows:
+            break
+        batches.append(batch)
+        taken += row_count(batch)
+    return replace(split, batches=tuple(batches), targets=split.targets[:taken])
+
+
+def _signal_to_noise(evaluator: Evaluator, scheme: LayerScheme, recipe: tuple[RecipeStep, ...]) -> dict[str, float]:
+    """dB by layer, from the shadows, on the first SHADOW_ROWS search rows."""
+    graph, shadows = evaluator.graph, shadow_graph(evaluator.graph)
+    int8 = shadows.layer_names if scheme.precision is Precision.INT8 else []
+    config = uniform(evaluator.fingerprint, shadows.layer_names, scheme, recipe=recipe)
+    plan = make_plan(shadows, int8, evaluator.runtime.placement)
+    parameters = prepare(shadows, config, plan, evaluator.statistics)
+    model = lower_shadows(graph, shadows, scheme, plan, parameters, evaluator.fingerprint)
+    executable = evaluator.runtime.compile(serialize(model), machine.cores())
+    batches = first_rows(evaluator.data, SHADOW_ROWS).batches
+    sums = run_batches(executable, batches, evaluator.data.batch_rows)
+    return {name: _decibel(sums[signal_name(name)], sums[noise_name(name)]) for name in graph.layer_names}
+
+
+def _decibel(signal: np.ndarray, noise: np.ndarray) -> float:
+    total, error = float(signal.sum(dtype=np.float64)), float(noise.sum(dtype=np.float64))
+    if error <= 0 or total <= 0:
+        return NO_ERROR_DB if error <= 0 else -NO_ERROR_DB
+    return min(NO_ERROR_DB, 10 * math.log10(total / error))
+
+
+def _row(
+    evaluator: Evaluator,
+    layer: Layer,
+    scheme: LayerScheme,
+    sqnr_db: float,
+    split: Split,
+    reference: Outputs,
+    outputs: Outputs,
+) -> SensitivityRow:
+    before, after = (evaluator.data.metrics(found, split)[evaluator.task.primary] for found in (reference, outputs))
+    scores = measures.class_measures(reference, outputs, split.targets)
+    return SensitivityRow(
+        layer=layer.name,
+        op=layer.op,
+        scheme=str(scheme),
+        parameters=layer.parameters,
+        macs=layer.macs,
+        sqnr_db=sqnr_db,
+        output_mse=measures.relative_mse(reference, outputs),
+        kl=scores.kl if scores else None,
+        drop=before - after,
+    )
+
+
+def _ranked(rows: Sequence[SensitivityRow]) -> tuple[SensitivityRow, ...]:
+    found = []
+    for scheme in dict.fromkeys(row.scheme for row in rows):
+        ordered = sorted((row for row in rows if row.scheme == scheme), key=lambda row: -row.error)
+        found += [replace(row, rank=rank) for rank, row in enumerate(ordered, 1)]
+    return tuple(found)
+
+
+def _mean_tau(groups: Sequence[Sequence[tuple[float | None, float]]]) -> float:
+    found = []
+    for group in groups:
+        pairs = [(measure, drop) for measure, drop in group if measure is not None]
+        if len(pairs) > 1 and len({drop for _, drop in pairs}) > 1 and len({m for m, _ in pairs}) > 1:
+            found.append(float(kendalltau(*zip(*pairs, strict=True)).statistic))
+    return float(np.mean(found)) if found else math.nan
