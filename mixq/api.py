@@ -179,9 +179,9 @@ def open_evaluator(task: str | Task, runtime: str, threads: int, progress: Progr
     progress.say(
         f"{len(evaluator.graph.layers)} layers, {macs / 1e6:.1f} M multiply-accumulates; calibrating on {rows} rows"
     )
-    _ = evaluator.statistics
     found = evaluator.reference_metrics[loaded.primary]
     progress.say(f"FP32: {loaded.primary} {found:.4f} on {evaluator.data.split('search').rows} search rows")
+    _ = evaluator.statistics
     return evaluator
 
 

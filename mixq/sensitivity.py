@@ -121,8 +121,9 @@ def single(
     evaluator: Evaluator, layer: Layer, scheme: LayerScheme, recipe: tuple[RecipeStep, ...] = ()
 ) -> MixedPrecisionConfig:
     """`layer` in `scheme`, everything else in FP32."""
-    config = uniform(evaluator.fingerprint, evaluator.graph.layer_names, FP32, recipe=recipe)
-    return config.model_copy(update={"schemes": {**config.schemes, layer.name: scheme}})
+    schemes = {**dict.fromkeys(evaluator.graph.layer_names, FP32), layer.name: scheme}
+    used = recipe if scheme.precision is Precision.INT8 else ()
+    return MixedPrecisionConfig(model=evaluator.fingerprint, schemes=schemes, recipe=used)
 
 
 def first_rows(data: TaskData, rows: int | None) -> Split:

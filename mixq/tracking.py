@@ -100,7 +100,7 @@ class Tracker:
         error = self._log_waiting()
         if error is not None:
             logger.warning(
-                "MLflow at %s failed, %d trials wait to be logged: %s",
+                "MLflow at %s failed (trials that wait to be logged: %d): %s",
                 self.uri,
                 len(self._waiting),
                 _first_line(error),
@@ -247,6 +247,7 @@ def _client(uri: str) -> MlflowClient:
     # A server that is away is told within seconds; by default MLflow tries for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines for each trial
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Creating initial MLflow database tables"

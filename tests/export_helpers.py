@@ -61,17 +61,8 @@ def _images(seed: int) -> Array:
 
 
 @cache
-def evaluator() -> Evaluator:
-    return Evaluator(Tiny(), get_runtime("openvino"), threads=1, latency_budget_s=0.01)
-
-
-def configuration(**precisions: Precision) -> MixedPrecisionConfig:
-    """Layer → precision; FP32 for those that are not named."""
-    schemes = {name: precisions.get(name, Precision.FP32) for name in evaluator().graph.layer_names}
-    return MixedPrecisionConfig(
-        model=evaluator().fingerprint,
-        schemes={name: LayerScheme(precision=precision) for name, precision in schemes.items()},
-    )
+def evaluator(runtime: str = "openvino") -> Evaluator:
+    return Evaluator(Tiny(), get_runtime(runtime), threads=1, latency_budget_s=0.01)
 
 
 MIXED = {"first": Precision.INT8, "second": Precision.INT8}
@@ -79,18 +70,22 @@ OTHER = {"second": Precision.INT8, "classifier": Precision.INT8}
 
 
 @cache
-def _measured(*precisions: tuple[str, Precision]) -> tuple[Candidate, Evaluation]:
-    candidate = evaluator().prepare(configuration(**dict(precisions)))
-    return candidate, evaluator().evaluate(candidate)
+def _measured(runtime: str, *precisions: tuple[str, Precision]) -> tuple[Candidate, Evaluation]:
+    host, given = evaluator(runtime), dict(precisions)
+    schemes = {name: LayerScheme(precision=given.get(name, Precision.FP32)) for name in host.graph.layer_names}
+    candidate = host.prepare(MixedPrecisionConfig(model=host.fingerprint, schemes=schemes))
+    return candidate, host.evaluate(candidate)
 
 
-def measured(precisions: Mapping[str, Precision]) -> tuple[Candidate, Evaluation]:
-    return _measured(*precisions.items())
+def measured(precisions: Mapping[str, Precision], runtime: str = "openvino") -> tuple[Candidate, Evaluation]:
+    """The candidate with these precisions by layer, FP32 for those that are not named."""
+    return _measured(runtime, *precisions.items())
 
 
-def exported(folder: Path, precisions: Mapping[str, Precision] | None = None) -> Path:
+def exported(folder: Path, precisions: Mapping[str, Precision] | None = None, runtime: str = "openvino") -> Path:
     """`folder` with the export of these precisions, MIXED where none are given."""
-    return export(evaluator(), *measured(MIXED if precisions is None else precisions), folder)
+    candidate, evaluation = measured(MIXED if precisions is None else precisions, runtime)
+    return export(evaluator(runtime), candidate, evaluation, folder)
 
 
 def read_certificate(folder: Path) -> dict[str, Any]:

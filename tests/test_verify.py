@@ -22,6 +22,7 @@ from mixq.config import MixedPrecisionConfig
 from mixq.errors import InputError
 from mixq.graph.model import deserialize, serialize
 from mixq.probe import Probe
+from mixq.runtimes import NAMES
 from mixq.verify import FP32_TOLERANCE, LOW_PRECISION_TOLERANCE, Verification, verify
 from tests.export_helpers import MIXED, OTHER, exported, forge, measured, read_certificate, write_certificate
 
@@ -74,8 +75,10 @@ def scaled(factor: float) -> Callable[[Probe], Probe]:
     return change
 
 
-def test_an_untouched_export_passes_in_a_fresh_process_without_torch(folder: Path) -> None:
-    said = subprocess.run([sys.executable, "-c", FRESH, str(folder)], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("runtime", NAMES)
+def test_an_untouched_export_passes_in_a_fresh_process_without_torch(tmp_path: Path, runtime: str) -> None:
+    exported(tmp_path, runtime=runtime)
+    said = subprocess.run([sys.executable, "-c", FRESH, str(tmp_path)], capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr
     checks = json.loads(said.stdout)
     assert [name for name, _, _ in checks] == CHECKS

@@ -108,7 +108,7 @@ def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> Layer:
     data, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
     if data is None or weight is None:
         raise ValueError(f"{node.name} lacks an input")
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = _bias(node)
     weight_shape = _weight(node).numpy().shape
     input_shape, output_shape = shapes.get(str(data.name), ()), shapes.get(str(output.name), ())
     return Layer(
@@ -125,6 +125,13 @@ def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> Layer:
         parameters=math.prod(weight_shape) + (_size(bias) if bias is not None else 0),
         macs=_macs(node.op_type, input_shape, weight_shape, output_shape),
     )
+
+
+def _bias(node: ir.Node) -> ir.Value | None:
+    """A constant with one value a channel, as integer kernels take it; Gemm's third input may be anything else."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    constant = None if value is None else value.const_value
+    return value if constant is not None and len(constant.shape) == 1 and constant.size > 1 else None
 
 
 def _size(value: ir.Value) -> int:

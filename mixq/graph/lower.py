@@ -35,7 +35,7 @@ def lower(
     nodes = nodes_by_name(model.graph)
     for (name, index), value in parameters.values.items():
         give_own(model, nodes[name], index, value)
-    types = float_types(model, config)
+    types = float_types(model, config, {name for edges in plan.reads.values() for name, _ in edges})
     quantize_activations(model, plan, parameters.activations)
     quantize_weights(model, graph, plan, parameters, trainable)
     if not trainable:

@@ -124,7 +124,8 @@ def _store_weight(graph: ir.Graph, node: ir.Node, layer: Layer, qparams: QParams
 
 
 def _store_bias(graph: ir.Graph, node: ir.Node, layer: Layer, data: QParams, weight: QParams) -> None:
-    scale = data.scale * weight.scale
-    qparams = QParams(scale, np.zeros(scale.shape, np.int32), None if scale.ndim == 0 else 0)
-    codes = affine.quantize(constant(node, 2), qparams, affine.S32)
+    bias = constant(node, 2)
+    scale = np.tile(data.scale * weight.scale, len(bias) // weight.scale.size)  # groups of a ConvTranspose share scales
+    qparams = QParams(scale, np.zeros(scale.shape, np.int32), 0)
+    codes = affine.quantize(bias, qparams, affine.S32)
     node.replace_input_with(2, dequantized(graph, node, codes, qparams, f"{layer.name}.bias"))

@@ -7,6 +7,7 @@ neighbors have, so that a region has no cast inside; where they are undecided, t
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 import onnx_ir as ir
 
@@ -25,17 +26,17 @@ FLOAT32_ONLY = frozenset(
 )
 
 
-def float_types(model: ir.Model, config: MixedPrecisionConfig) -> dict[str, Precision]:
-    """Node name → float type. INT8 layers, and what only they touch, are FP32: their kernels accumulate in it."""
+def float_types(model: ir.Model, config: MixedPrecisionConfig, on_codes: Collection[str] = ()) -> dict[str, Precision]:
+    """Node name → float type. INT8 layers, and the nodes `on_codes` that read codes, are FP32: what a pair gives."""
     fixed: dict[str, Precision] = {
         name: Precision.FP32 if scheme.precision is Precision.INT8 else scheme.precision
         for name, scheme in config.schemes.items()
     }
-    types: dict[str, Precision] = {}
-    for node in model.graph:
-        name = str(node.name)
-        types[name] = Precision.FP32 if node.op_type in FLOAT32_ONLY else fixed.get(name, config.rest)
-    movable = [node for node in model.graph if node.name not in fixed and node.op_type not in FLOAT32_ONLY]
+    names = [str(node.name) for node in model.graph]
+    fixed |= {str(node.name): Precision.FP32 for node in model.graph if node.op_type in FLOAT32_ONLY}
+    fixed |= {name: Precision.FP32 for name in on_codes}
+    types: dict[str, Precision] = {name: fixed.get(name, config.rest) for name in names}
+    movable = [node for node in model.graph if node.name not in fixed]
     # Each change removes a cast, so this ends.
     while sum(_follow_neighbors(node, types) for node in movable):
         pass

@@ -24,9 +24,9 @@ def join(*content: object) -> Markup:
     return Markup("".join(part if isinstance(part, Markup) else escape(str(part)) for part in content))
 
 
-def table(head: Sequence[object], rows: Sequence[Markup]) -> Markup:
-    """In a box of its own, which scrolls sideways where the table is wide."""
-    header = el("tr", *(el("th", name) for name in head))
+def table(head: Sequence[str], rows: Sequence[Markup], numeric: Sequence[str] = ()) -> Markup:
+    """In a box of its own, which scrolls sideways where the table is wide. `numeric`: columns set to the right."""
+    header = el("tr", *(el("th", name, class_="n" if name in numeric else "") for name in head))
     return el("div", el("table", el("thead", header), el("tbody", *rows)), class_="scroll")
 
 
@@ -42,5 +42,15 @@ def number(value: object, digits: int = 4) -> str:
         return f"{value:,}"
     if not isinstance(value, float) or math.isnan(value):
         return "–"
-    text = f"{value:.{digits}g}"
+    text = f"{value:,.0f}" if 10**digits <= abs(value) < 1e9 else f"{value:.{digits}g}"
     return f"−{text[1:]}" if text.startswith("-") else text
+
+
+def size_text(size_bytes: float) -> str:
+    unit, scale = size_unit(size_bytes)
+    return f"{size_bytes / scale:.3g} {unit}"
+
+
+def size_unit(size_bytes: float) -> tuple[str, float]:
+    """The unit that suits the size, and its bytes."""
+    return ("MB", 1e6) if size_bytes >= 1e6 else ("kB", 1e3)

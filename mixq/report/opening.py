@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from mixq.report.markup import Markup, el
 
-_READ = """import json
-
-how = json.load(open("certificate.json"))["open"]
-"""
+_READ = 'how = json.load(open("certificate.json"))["open"]'
 
 _SNIPPETS = {
-    "openvino": f"""{_READ}
+    "openvino": f"""import json
+
 import openvino
 
+{_READ}
 options = {{"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": how["threads"], **how["options"]}}
 model = openvino.Core().read_model("best.onnx")
 model.reshape({{"NAME": [1, ...]}})  # the shapes that you will run: static ones are what the fast kernels need
 compiled = openvino.Core().compile_model(model, "CPU", options)
 outputs = compiled({{"NAME": array}})
 """,
-    "onnxruntime": f"""{_READ}
+    "onnxruntime": f"""import json
+
 import onnxruntime
 
+{_READ}
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = how["threads"]
 session = onnxruntime.InferenceSession("best.onnx", options, providers=["CPUExecutionProvider"])
@@ -29,11 +30,12 @@ outputs = session.run(None, {{"NAME": array}})
 """,
 }
 
-_ANY = f"""{_READ}
+_ANY = f"""import json
 from pathlib import Path
 
 from mixq.runtimes import get_runtime
 
+{_READ}
 model = Path("best.onnx").read_bytes()
 executable = get_runtime(how["runtime"]).compile(model, how["threads"], how["options"])
 outputs = executable.run({{"NAME": array}})

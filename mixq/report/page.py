@@ -10,10 +10,11 @@ import pandas as pd
 
 from mixq import atomic
 from mixq.report import plots
-from mixq.report.markup import Markup, el, image, join, number, table
+from mixq.report.headline import headline, warnings
+from mixq.report.markup import Markup, el, image, join, number, size_text, table
 from mixq.report.opening import how_to_open
 from mixq.report.style import CSS
-from mixq.report.tables import is_fp32, layer_order, layer_table, trials_frame
+from mixq.report.tables import layer_order, layer_table, trials_frame
 from mixq.search.trial import Trial
 
 Summary = Mapping[str, Any]
@@ -33,16 +34,16 @@ def write_report(
     SensitivityRow. kendall: Kendall's τ with the real drop by measure.
     """
     sections = (
-        _headline(summary, best),
-        _warnings(summary, best),
+        headline(summary, best),
+        warnings(summary, best),
         _front(summary, trials, best),
         _layers(best, sensitivity),
         _sensitivity(best or next(iter(trials), None), sensitivity, kendall),
         _robustness(summary),
-        _trials(trials, best),
         _wall_time(summary, trials),
         _machine(summary),
         how_to_open(str(summary.get("runtime", ""))),
+        _trials(trials, best),
     )
     title = f"mixq: {summary.get('task', 'report')}"
     head = el("head", Markup(HEAD), el("title", title), el("style", Markup(CSS)))
@@ -57,76 +58,6 @@ HEAD = (
     '<meta http-equiv="Content-Security-Policy" '
     "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
 )
-
-
-def _headline(summary: Summary, best: Trial | None) -> Markup:
-    found = summary.get("best") or {}
-    if best is None or best.evaluation is None:
-        verdict = "No configuration met the constraints: the FP32 model is the answer."
-        return el("section", el("p", verdict, class_="verdict none"), _limits(summary))
-    e, primary = best.evaluation, summary.get("primary", "the metric")
-    if is_fp32(best):
-        verdict = join("Nothing that met the constraints beat FP32: the FP32 model is the answer.")
-    else:
-        speed = el("strong", f"{e.speedup.median:.2f}×")
-        verdict = join(speed, " FP32’s speed on this machine, ", el("strong", f"{e.compression:.2f}×"), " smaller.")
-    baseline = summary.get("baseline") or {}
-    cards = (
-        _card("speed-up", f"{e.speedup.median:.2f}×", f"95 % interval {e.speedup.low:.2f} to {e.speedup.high:.2f}"),
-        _card(
-            "latency, batch 1",
-            f"{number(e.latency_ms.median, 3)} ms",
-            f"FP32 {number(e.reference_ms, 3)} ms; {e.threads} thread{'s' if e.threads > 1 else ''}, {e.runtime}",
-        ),
-        _card(
-            f"drop of {primary}, search split",
-            number(e.drop, 3),
-            f"{number(baseline.get('metric'))} → {number(e.metric)}",
-        ),
-        _holdout_card(primary, found.get("holdout")),
-        _card("size", _size(e.size_bytes), f"FP32 {_size(round(e.size_bytes * e.compression))}"),
-    )
-    return el("section", el("p", verdict, class_="verdict"), el("div", *cards, class_="cards"), _limits(summary))
-
-
-def _card(name: str, value: str, note: str) -> Markup:
-    parts = (el("div", name, class_="name"), el("div", value, class_="value"), el("div", note, class_="note"))
-    return el("div", *parts, class_="card")
-
-
-def _holdout_card(primary: object, holdout: Mapping[str, Any] | None) -> Markup:
-    if not holdout:
-        return _card("drop, holdout split", "–", "not measured")
-    low, high = holdout.get("drop_interval") or (None, None)
-    note = f"95 % interval {number(low, 3)} to {number(high, 3)}"
-    if "rows" in holdout:
-        note += f", {number(holdout['rows'])} rows"
-    return _card(f"drop of {primary}, holdout split", number(holdout.get("drop"), 3), note)
-
-
-def _limits(summary: Summary) -> Markup:
-    limits = {name: value for name, value in (summary.get("constraints") or {}).items() if value is not None}
-    counts = ", ".join(f"{count} {state}" for state, count in (summary.get("trials") or {}).items())
-    said = [f"{name.replace('_', ' ')} {number(value)}" for name, value in limits.items()]
-    parts = [f"Constraints: {', '.join(said)}." if said else "", f"Trials: {counts}." if counts else ""]
-    if summary.get("time_to_best_s") is not None:
-        parts.append(f"The best was found after {number(summary['time_to_best_s'], 3)} s.")
-    return el("p", " ".join(part for part in parts if part), class_="quiet")
-
-
-def _warnings(summary: Summary, best: Trial | None) -> Markup:
-    notes = [el("p", note, class_="note-box") for note in summary.get("notes") or ()]
-    evaluation = best.evaluation if best else None
-    if best is None or evaluation is None or not evaluation.silent:
-        return join(*notes)
-    kernels = {kernel.layer: kernel for kernel in evaluation.kernels}
-    lines = [
-        el("li", el("code", name), f": asked {best.config.schemes[name]}, ran ", el("strong", kernels[name].executed))
-        for name in evaluation.silent
-    ]
-    count = len(lines)
-    text = f"{count} layer{'s' if count > 1 else ''} did NOT run in the precision that was asked"
-    return join(el("div", el("strong", text), el("ul", *lines), class_="loud", role="alert"), *notes)
 
 
 def _front(summary: Summary, trials: Sequence[Trial], best: Trial | None) -> Markup:
@@ -145,13 +76,13 @@ def _layers(best: Trial | None, sensitivity: pd.DataFrame | None) -> Markup:
         facts += f" Trained for {config.training.steps} steps at a learning rate of {config.training.learning_rate:g}."
     chips = [join(_chip(scheme), f" {count} ") for scheme, count in config.counts().items()]
     rows = [_layer_row(row) for row in layer_table(best, sensitivity).to_dict("records")]
-    head = ("layer", "asked", "executed", "kernel", "time (µs)", "SQNR (dB)", "KL (nats)")
+    numeric = ("time (µs)", "SQNR (dB)", "KL (nats)")
     return el(
         "section",
         el("h2", "The configuration"),
         el("p", *chips),
         el("p", facts, f" Configuration {config.id}."),
-        table(head, rows),
+        table(("layer", "asked", "executed", "kernel", *numeric), rows, numeric),
     )
 
 
@@ -177,7 +108,7 @@ def _sensitivity(known: Trial | None, rows: pd.DataFrame | None, kendall: Mappin
             "better than chance)."
         )
         lines = [el("tr", el("td", name), el("td", number(value, 2), class_="n")) for name, value in kendall.items()]
-        parts += [el("p", said), table(("measure", "τ"), lines)]
+        parts += [el("p", said), table(("measure", "τ"), lines, ("τ",))]
     return el("section", *parts)
 
 
@@ -191,17 +122,17 @@ def _robustness(summary: Summary) -> Markup:
         for name in names
     ]
     said = f"{summary.get('primary', 'The metric')} on the search split, its inputs corrupted."
-    return el("section", el("h2", "Robustness"), el("p", said), table(("corruption", *found), lines))
+    return el("section", el("h2", "Robustness"), el("p", said), table(("corruption", *found), lines, tuple(found)))
 
 
 def _trials(trials: Sequence[Trial], best: Trial | None) -> Markup:
     frame = trials_frame(trials)
     schemes = [name for name in frame.columns[5:] if name in {s for t in trials for s in t.config.counts()}]
-    shown = ("number", "origin", "meets", *schemes, "rest", "drop", "speed-up", "interval", "ms", "size")
-    head = (*shown, "KL", "agreement", "silent", "seconds", "recipe")
+    measured = ("drop", "speed-up", "interval", "ms", "size", "KL", "agreement", "silent", "seconds")
+    head = ("trial", "origin", "meets", *schemes, "rest", *measured, "recipe")
     chosen = best.number if best else None
     lines = [_trial_row(row, schemes, row["number"] == chosen) for row in frame.to_dict("records")]
-    return el("section", el("h2", "All trials"), table(head, lines))
+    return el("section", el("h2", "All trials"), table(head, lines, (*schemes, *measured)))
 
 
 def _trial_row(row: Mapping[Any, Any], schemes: Sequence[str], chosen: bool) -> Markup:
@@ -210,11 +141,11 @@ def _trial_row(row: Mapping[Any, Any], schemes: Sequence[str], chosen: bool) -> 
     cells += [el("td", row[scheme] or "", class_="n") for scheme in schemes]
     cells.append(el("td", row["rest"]))
     if row["state"] == "failed":
-        cells.append(el("td", row["reason"], class_="quiet", colspan="8"))
+        cells.append(el("td", row["reason"], class_="reason", colspan="8"))
     else:
         interval = f"{row['speedup_low']:.2f}–{row['speedup_high']:.2f}"
         values = [number(row["drop"], 3), f"{row['speedup_median']:.2f}×", interval]
-        values += [number(row["latency_ms_median"], 3), _size(row["size_bytes"])]
+        values += [number(row["latency_ms_median"], 3), size_text(row["size_bytes"])]
         values += [number(row["kl"], 3), number(row["agreement"], 3), number(int(row["silent_layers"]))]
         cells += [el("td", value, class_="n") for value in values]
     cells += [el("td", number(row["seconds"], 3), class_="n"), el("td", row["recipe"], class_="quiet")]
@@ -233,7 +164,9 @@ def _wall_time(summary: Summary, trials: Sequence[Trial]) -> Markup:
         for name, value in sorted(parts.items(), key=lambda part: -part[1])
     ]
     said = f"{number(float(total), 4)} s in all."
-    return el("section", el("h2", "Where the time went"), el("p", said), table(("part", "seconds", ""), lines))
+    return el(
+        "section", el("h2", "Where the time went"), el("p", said), table(("part", "seconds", ""), lines, ("seconds",))
+    )
 
 
 def _seconds(trials: Sequence[Trial]) -> dict[str, float]:
@@ -258,8 +191,3 @@ def _machine(summary: Summary) -> Markup:
         if v is not None
     ]
     return el("section", el("h2", "Measured on"), el("table", el("tbody", *lines), class_="facts"))
-
-
-def _size(size_bytes: float) -> str:
-    unit, scale = plots.size_unit(size_bytes)
-    return f"{size_bytes / scale:.3g} {unit}"

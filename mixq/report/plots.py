@@ -12,6 +12,7 @@ import pandas as pd
 
 from mixq import atomic
 from mixq.evaluate import Evaluation
+from mixq.report.markup import size_unit
 from mixq.report.tables import front_mask, is_fp32
 from mixq.search.trial import Trial
 
@@ -62,8 +63,8 @@ def pareto_figure(
     axes.plot([0], [1], "D", color="black", markersize=8, label="FP32", zorder=4)
     if max_drop is not None:
         axes.axvline(max_drop, color=LIMIT, linestyle="--", linewidth=1.2, label=f"limit: drop {max_drop:g}")
-    _mark_best(axes, best)
     _frame_pareto(axes, [e.drop for _, e in shown], right, len(measured) - len(shown))
+    _mark_best(axes, best)
     axes.set_title(f"Speed-up against drop of {_plain(metric)}, {len(measured)} configurations")
     axes.set_xlabel(f"drop of {_plain(metric)} against FP32 (in its units; left is better)")
     axes.set_ylabel("speed-up over FP32 (×, median; up is better)")
@@ -81,8 +82,8 @@ def sensitivity_figure(rows: pd.DataFrame, order: Sequence[str] | None = None) -
     present = set(rows["layer"])
     layers = [name for name in (order or dict.fromkeys(rows["layer"])) if name in present]
     schemes = sorted(rows["scheme"].astype(str).unique())
-    table = rows.assign(scheme=rows["scheme"].astype(str)).pivot_table(column, "layer", "scheme", dropna=False)
-    table = table.reindex(index=layers, columns=schemes)
+    table = rows.assign(scheme=rows["scheme"].astype(str)).pivot(index="layer", columns="scheme", values=column)
+    table = table.reindex(index=layers, columns=schemes).astype(float)
     height = len(layers) * (0.08 + 0.09 * len(schemes))
     figure, axes = _figure(8.6, min(TALLEST_INCHES, 1.6 + max(height, 1.0)))
     _bars(axes, table)
@@ -100,11 +101,6 @@ def svg(figure: Figure) -> bytes:
     with matplotlib.rc_context({"svg.hashsalt": "mixq"}):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
-
-
-def size_unit(size_bytes: float) -> tuple[str, float]:
-    """The unit that suits the size, and its bytes."""
-    return ("MB", 1e6) if size_bytes >= 1e6 else ("kB", 1e3)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -134,7 +130,7 @@ def _right_edge(measured: Sequence[tuple[Trial, Evaluation]], max_drop: float | 
     if max_drop is None:
         return max(drops, default=1.0)
     feasible = max((e.drop for trial, e in measured if trial.feasible), default=0.0)
-    limit = max(4 * max_drop, 1.5 * feasible)
+    limit = max(4 * max_drop, 1.5 * feasible) or np.inf
     return max([max_drop, *(drop for drop in drops if drop <= limit)])
 
 
@@ -187,12 +183,14 @@ def _mark_best(axes: Axes, best: Trial | None) -> None:
     bar = [[e.speedup.median - e.speedup.low], [e.speedup.high - e.speedup.median]]
     axes.errorbar([e.drop], [e.speedup.median], yerr=np.maximum(bar, 0), color=BEST, capsize=3, linewidth=1.2, zorder=4)
     axes.plot([e.drop], [e.speedup.median], "*", color=BEST, markersize=17, markeredgecolor="white", zorder=5)
+    left, right = axes.get_xlim()
+    inside = (e.drop - left) / (right - left) > 0.3  # room for the label on the left, where the plot is emptier
     axes.annotate(
         f"best: trial {best.number}\n{e.speedup.median:.2f}×, drop {e.drop:.4g}",
         (e.drop, e.speedup.median),
-        xytext=(-12, 10),
+        xytext=(-12 if inside else 12, 10),
         textcoords="offset points",
-        ha="right",
+        ha="right" if inside else "left",
         va="bottom",
         color=BEST,
         fontsize=9.5,
@@ -204,9 +202,9 @@ def _mark_best(axes: Axes, best: Trial | None) -> None:
 
 def _frame_pareto(axes: Axes, drops: Sequence[float], right: float, beyond: int) -> None:
     left = min([*drops, 0.0])
-    margin = 0.06 * max(right - left, 1e-9)
+    margin = 0.06 * ((right - left) or 1.0)
     axes.set_xlim(left - margin, right + margin)
-    axes.margins(y=0.12)
+    axes.margins(y=0.15)
     if beyond:
         axes.text(
             0.99,

@@ -4,7 +4,7 @@ CSS = """
 :root { color-scheme: light; --ink: #1f2937; --quiet: #6b7280; --line: #e5e7eb; --red: #b91c1c; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #f6f7f9; color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-header, main { max-width: 70rem; margin: 0 auto; padding: 0 1.25rem; }
+header, main { max-width: 76rem; margin: 0 auto; padding: 0 1.25rem; }
 header { padding-top: 1.75rem; }
 h1 { font-size: 1.35rem; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 0 0 .75rem; }
@@ -30,9 +30,10 @@ img { display: block; max-width: 100%; height: auto; margin: 0 auto .75rem; }
 table { border-collapse: collapse; font-size: .86rem; }
 th, td { padding: .28rem .6rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--quiet); font-weight: 600; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
+th.n, td.n { text-align: right; font-variant-numeric: tabular-nums; }
 tr.chosen td { background: #ecfdf5; font-weight: 600; }
 tr.silent td { background: #fef2f2; }
+.reason { color: var(--quiet); white-space: normal; min-width: 20rem; }
 .facts td { white-space: normal; }
 code, pre { font: .85em/1.5 ui-monospace, monospace; }
 pre { background: #f3f4f6; border-radius: 8px; padding: .9rem 1rem; overflow-x: auto; }

@@ -85,9 +85,9 @@ def _kernel(layer: Layer, node: Node | None) -> Kernel:
 
 
 def _match(layer: Layer, nodes: Sequence[Node], outputs: Sequence[str]) -> Node | None:
-    for node in nodes:
-        if _is_named_for(node.name, layer.name):
-            return node
+    named = [node for node in nodes if _is_named_for(node.name, layer.name)]
+    if named:
+        return min(named, key=lambda node: len(node.name))
     own = [node for node in nodes if {f"{layer.name}.weight_quantized", layer.weight} & set(node.inputs)]
     if len(own) == 1:  # layers may share a weight
         return own[0]
@@ -99,7 +99,8 @@ def _match(layer: Layer, nodes: Sequence[Node], outputs: Sequence[str]) -> Node 
 
 
 def _is_named_for(name: str, layer: str) -> bool:
-    return name == layer or name.startswith((f"{layer}_token_", f"{layer}/")) or name == f"fused {layer}"
+    made = (f"{layer}_token_", f"{layer}/MatMulAddFusion", f"fused {layer}")
+    return name == layer or name.startswith(made)
 
 
 def _outputs(node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]) -> Iterator[str]:

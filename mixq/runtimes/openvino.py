@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 os.environ.setdefault("OPENVINO_TELEMETRY", "0")
 
@@ -11,6 +12,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import openvino
 
 from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision
@@ -23,6 +25,7 @@ from mixq.task import Inputs, Outputs
 HINT = "INFERENCE_PRECISION_HINT"
 SHAPES_KEPT = 4  # compiled models kept per executable, one a set of input shapes
 EXECUTED = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+# Subgraph is a fusion of elementwise ops, which holds a layer only in attention.
 COMPUTING = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "Subgraph")
 
 
@@ -77,14 +80,14 @@ class OpenVino(Runtime):
             HINT: "f32",
             **(options or {}),
         }
-        return _Compiled(self._core, read, properties)
+        return _Compiled(self._core, read, properties, model)
 
 
 class _Compiled(Executable):
     """Compiled lazily for each set of input shapes: static shapes are what the fast kernels need."""
 
-    def __init__(self, core: Any, model: Any, properties: Mapping[str, Any]) -> None:
-        self._core, self._model, self._properties = core, model, properties
+    def __init__(self, core: Any, model: Any, properties: Mapping[str, Any], onnx_bytes: bytes) -> None:
+        self._core, self._model, self._properties, self._onnx = core, model, properties, onnx_bytes
         self._names = [str(output.get_any_name()) for output in model.outputs]
         self._requests: dict[tuple[Any, ...], Any] = {}
 
@@ -106,7 +109,8 @@ class _Compiled(Executable):
         for _ in range(3):  # the first runs allocate
             request.infer(dict(inputs))
         nodes = [_info(node) for node in compiled.get_runtime_model().get_ordered_ops()]
-        return [_kernel(layer, nodes) for layer in layers]
+        outputs = {node.name: node.output[0] for node in onnx.load_model_from_string(self._onnx).graph.node}
+        return [_kernel(layer.name, outputs.get(layer.name, layer.output), nodes) for layer in layers]
 
     def _request(self, inputs: Inputs) -> Any:
         key = tuple((name, value.shape) for name, value in sorted(inputs.items()))
@@ -128,23 +132,35 @@ class _Compiled(Executable):
 
 def _info(node: Any) -> dict[str, str]:
     info = node.get_rt_info()
-    return {key: str(getattr(info[key], "value", info[key])) for key in info}
+    values = {key: str(getattr(info[key], "value", info[key])) for key in info}
+    return {**values, "name": str(node.get_friendly_name())}
 
 
-def _kernel(layer: Layer, nodes: Sequence[Mapping[str, str]]) -> Kernel:
-    wanted = {layer.name, f"{layer.name}/WithoutBiases", layer.output}
-    found = [node for node in nodes if wanted & set(node["originalLayersNames"].split(","))]
-    found.sort(key=lambda node: node["layerType"] not in COMPUTING)
-    if not found or found[0]["layerType"] not in COMPUTING:
-        return Kernel(layer.name, "unknown", "not in the executed graph")
+def _kernel(layer: str, output: str, nodes: Sequence[Mapping[str, str]]) -> Kernel:
+    """The computing node that took `layer` in; its fused node lists the names of all that went into it."""
+    # Some transformations keep the output's name only; of a node and a tensor of one name, one gets a number (2026.4).
+    exact = {layer, f"{layer}/WithoutBiases", output}
+    numbered = re.compile(rf"{re.escape(layer)}_\d+(/WithoutBiases)?")
+    found = [
+        node
+        for node in nodes
+        if node["layerType"] in COMPUTING and any(name in exact or numbered.fullmatch(name) for name in _names(node))
+    ]
+    found.sort(key=lambda node: (COMPUTING.index(node["layerType"]), not exact & _names(node)))
+    if not found:
+        return Kernel(layer, "unknown", "not in the executed graph")
     node = found[0]
     time = node["execTimeMcs"]
     return Kernel(
-        layer.name,
+        layer,
         EXECUTED.get(node["runtimePrecision"], node["runtimePrecision"]),
         f"{node['layerType']}:{node['primitiveType']}",
         float(time) if time.replace(".", "").isdigit() else None,
     )
+
+
+def _names(node: Mapping[str, str]) -> set[str]:
+    return {node["name"], *node["originalLayersNames"].split(",")}
 
 
 def _first_line(error: BaseException) -> str:
