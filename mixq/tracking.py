@@ -6,10 +6,8 @@ Importing this module does not import mlflow (about two seconds); making a Track
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
-import numbers
 import os
 import re
 import tempfile
@@ -17,12 +15,13 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from mixq.errors import InputError, MixqError
+from mixq.trial_record import trial_files, trial_metrics, trial_params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,7 +46,8 @@ logger = logging.getLogger(__name__)
 def default_uri(folder: Path) -> str:
     """Everything in one SQLite file in `folder`, which is made where it is missing; no server."""
     folder.mkdir(parents=True, exist_ok=True)
-    return f"{SQLITE}{folder.resolve().as_posix()}/mlflow.db"
+    path = folder.resolve().as_posix().replace("%", "%25").replace("?", "%3F")  # what has a meaning in a URI
+    return f"{SQLITE}{path}/mlflow.db"
 
 
 def allowed_name(name: str) -> str:
@@ -213,36 +213,6 @@ class Tracker:
         return model_id
 
 
-def trial_params(trial: Trial) -> dict[str, str]:
-    """What a trial is: layers by scheme and not layer by layer, which would be hundreds (config.json has them)."""
-    config = trial.config
-    params = {"number": str(trial.number), "state": trial.state, "origin": trial.origin, "config_id": config.id}
-    params |= {"rest": str(config.rest), "recipe": ", ".join(step.name for step in config.recipe) or "none"}
-    if trial.evaluation is not None:
-        params |= {"runtime": trial.evaluation.runtime, "threads": str(trial.evaluation.threads)}
-    return params | {f"layers/{scheme}": str(count) for scheme, count in config.counts().items()}
-
-
-def trial_metrics(trial: Trial) -> dict[str, float]:
-    """Every number of the trial's evaluation, and how far it is beyond each constraint (violation/NAME, ≤ 0: met)."""
-    found: dict[str, object] = {"seconds_trial": trial.seconds, "elapsed_s": trial.elapsed_s}
-    found["feasible"] = float(trial.feasible)
-    if trial.evaluation is not None:
-        found |= {name: value for name, value in trial.evaluation.row().items() if name != "threads"}
-        found |= {f"metrics/{name}": value for name, value in trial.evaluation.metrics.items()}
-    found |= {f"violation/{name}": value for name, value in trial.violations}
-    return {name: float(value) for name, value in found.items() if isinstance(value, numbers.Real)}
-
-
-def trial_files(trial: Trial) -> dict[str, str]:
-    """The artifacts of a trial by file name: its configuration, and the kernels that the runtime executed."""
-    files = {"config.json": trial.config.to_json()}
-    if trial.evaluation is not None:
-        kernels = [asdict(kernel) for kernel in trial.evaluation.kernels]
-        files["kernels.json"] = json.dumps(kernels, indent=2, ensure_ascii=False)
-    return files
-
-
 def _client(uri: str) -> MlflowClient:
     # A server that is away is told within seconds; by default MLflow tries for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -272,7 +242,8 @@ def _experiment_id(client: MlflowClient, name: str, location: str | None) -> str
 
 def _artifact_location(uri: str, root: Path | None) -> str | None:
     if root is None and uri.startswith(SQLITE):
-        root = Path(uri.removeprefix(SQLITE)).parent / "artifacts"  # MLflow's own default is the current folder
+        database = unquote(uri.removeprefix(SQLITE).partition("?")[0])
+        root = Path(database).parent / "artifacts"  # MLflow's own default is the current folder
     return None if root is None else root.resolve().as_uri()
 
 

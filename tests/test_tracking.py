@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -27,7 +28,8 @@ from mixq.evaluate import Evaluation
 from mixq.latency import Interval
 from mixq.runtimes import Kernel
 from mixq.search.trial import Trial
-from mixq.tracking import Tracker, allowed_name, default_uri, trial_metrics
+from mixq.tracking import Tracker, allowed_name, default_uri
+from mixq.trial_record import trial_metrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -203,6 +205,16 @@ def test_artifacts_lie_beside_the_database(folder: Path) -> None:
     assert len(list(folder.glob("artifacts/*/artifacts/config.json"))) >= 2
 
 
+@pytest.mark.parametrize("name", ["a b", "ü", "50%20#?x"])
+def test_folders_of_any_name(tmp_path: Path, name: str, folder: Path) -> None:
+    (tmp_path / name).mkdir()
+    shutil.copy(folder / "mlflow.db", tmp_path / name)  # quicker than a new database
+    tracker = Tracker(default_uri(tmp_path / name), "another")
+    tracker.start_study("odd", {})
+    tracker.log_trial(COMPLETE)
+    assert len(list((tmp_path / name).glob("artifacts/*/artifacts/config.json"))) == 1
+
+
 def test_resume_logs_nothing_twice(tracker: Tracker, client: MlflowClient) -> None:
     name = 'it\'s a "study"'
     tracker.start_study(name, {"trials": 1, "seed": 0})
@@ -332,7 +344,7 @@ def test_an_unreachable_server_is_told_quickly() -> None:
     print(f"unreachable server: {time.perf_counter() - start:.2f} s")
 
 
-@pytest.mark.parametrize("uri", ["carrier-pigeon://x", "file:///tmp/mlruns", "mlruns", "http://127.0.0.1:port"])
+@pytest.mark.parametrize("uri", ["carrier-pigeon://x", "file:///nowhere/mlruns", "mlruns", "http://127.0.0.1:port"])
 def test_a_uri_that_is_no_store(uri: str) -> None:
     with pytest.raises(InputError, match="cannot use"):
         Tracker(uri, "x")

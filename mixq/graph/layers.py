@@ -130,8 +130,10 @@ def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> Layer:
 def _bias(node: ir.Node) -> ir.Value | None:
     """A constant with one value a channel, as integer kernels take it; Gemm's third input may be anything else."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
-    constant = None if value is None else value.const_value
-    return value if constant is not None and len(constant.shape) == 1 and constant.size > 1 else None
+    if value is None or node.op_type != "Gemm":
+        return value
+    shape = None if value.const_value is None else value.const_value.numpy().shape
+    return value if shape == (_weight(node).numpy().shape[channel_axis(node)],) else None
 
 
 def _size(value: ir.Value) -> int:

@@ -22,7 +22,9 @@ class Placement:
     all_inputs: whether `integer` ops need a pair on every input, and on the output one that every reader stands behind;
     such pairs are added where codes flow in. Else one quantized input is enough, the rest fuses.
     output_pairs: layers whose INT8 kernel is picked only with a pair on the output too (behind its activation).
-    fused_activations: activations that such a layer takes in, so that the pair stands behind them.
+    float_fusions: (layer op, activation) that the runtime fuses in float before it looks for integer kernels; the layer
+    gets an output pair where that activation alone follows.
+    fused_activations: activations that an integer kernel takes in, so that the pair stands behind them.
     pair_after_transparent: whether a pair is repeated behind each transparent op.
     rewritten: ops of `transparent` and `integer` that the runtime finds no integer kernel for by itself; they are
     written in a form that it has one for (`rewrite.py`).
@@ -32,6 +34,7 @@ class Placement:
     integer: frozenset[str] = frozenset()
     all_inputs: bool = False
     output_pairs: frozenset[str] = frozenset()
+    float_fusions: frozenset[tuple[str, str]] = frozenset()
     fused_activations: frozenset[str] = frozenset({"Relu", "Clip"})
     pair_after_transparent: bool = False
     rewritten: frozenset[str] = frozenset()

@@ -23,6 +23,13 @@ def is_constant(value: ir.Value | None) -> bool:
     return value is None or value.is_initializer()
 
 
+def wants_output_pair(layer: ir.Node, placement: Placement) -> bool:
+    """Whether the integer kernel of a layer is picked only with a pair on its output."""
+    readers = layer.outputs[0].consumers()
+    fused = len(readers) == 1 and (layer.op_type, readers[0].op_type) in placement.float_fusions
+    return fused or layer.op_type in placement.output_pairs
+
+
 def behind_activation(value: ir.Value, placement: Placement) -> ir.Value:
     """The output of the activation that alone reads `value` and that the runtime fuses; else `value`."""
     readers = list(value.uses())

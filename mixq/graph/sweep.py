@@ -5,7 +5,15 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from mixq.graph.placement import Placement
-from mixq.graph.readers import activations, behind_activation, data_inputs, is_constant, keeps_codes, operands
+from mixq.graph.readers import (
+    activations,
+    behind_activation,
+    data_inputs,
+    is_constant,
+    keeps_codes,
+    operands,
+    wants_output_pair,
+)
 
 Edge = tuple[str, int]
 """(node name, input index)."""
@@ -30,7 +38,7 @@ class Sweep:
         for node in layers:
             self._quantize_input(node)
         for node in layers:
-            if node.op_type in placement.output_pairs:
+            if wants_output_pair(node, placement):
                 self._quantize_output(node)
         for node in model.graph:
             if node.name in joined:

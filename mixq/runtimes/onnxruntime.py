@@ -23,8 +23,21 @@ REFUSED = {
     Precision.BF16: "ONNX Runtime's CPU provider has no BF16 kernels",
     Precision.FP16: "ONNX Runtime's CPU provider casts around every FP16 op: neither its speed nor its rounding is real",
 }
+# What ONNX Runtime fuses with a float Gemm, before it looks for integer kernels (1.31, gemm_activation_fusion.cc).
+GEMM_ACTIVATIONS = (
+    "Elu",
+    "HardSigmoid",
+    "LeakyRelu",
+    "Relu",
+    "Selu",
+    "Sigmoid",
+    "Softplus",
+    "Softsign",
+    "Tanh",
+    "ThresholdedRelu",
+)
 INTEGER_LAYERS = ("Conv", "Gemm", "MatMul")
-ERRORS_ONLY = 3
+FATAL_ONLY = 4  # what it logs as an error it raises too
 PROFILED_RUNS = 6
 
 
@@ -53,6 +66,7 @@ class OnnxRuntime(Runtime):
         ),
         all_inputs=True,
         output_pairs=frozenset({"Conv"}),
+        float_fusions=frozenset(("Gemm", activation) for activation in GEMM_ACTIVATIONS),
         pair_after_transparent=True,
         rewritten=frozenset({"BatchNormalization", "Pad"}),
     )
@@ -122,7 +136,7 @@ def _session_options(threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     # Threads that spin after a run would slow down the model that is measured in turn with this one.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options

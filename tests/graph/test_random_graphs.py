@@ -1,0 +1,91 @@
+"""Random graphs with random precisions: whatever the mix, the lowered model is valid, runs INT8 as asked, and agrees."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mixq.config import MixedPrecisionConfig
+from mixq.graph import Graph
+from mixq.graph.capture import relative_error
+from mixq.runtimes import Runtime, get_runtime
+from tests.helpers import Net, images, lowered, reference_run, schemes
+
+CHANNELS = 8
+OPS = ("conv", "depthwise", "relu", "clip", "leaky", "sigmoid", "maxpool", "avgpool", "concat", "add", "mul", "pad")
+FLOATS = {"openvino": ("fp32", "bf16", "fp16"), "onnxruntime": ("fp32",)}
+# One step of an output of 8 bits is 1/255 of its range; a few layers in a row, each rounding its input, make some.
+BOUND = 0.08
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Graph:
+    """3 to 9 ops, each on tensors made before it; then pooling and a linear layer or two."""
+    net = Net(CHANNELS, 8, 8, seed=draw(st.integers(0, 1000)))
+    made = [net.conv("x", CHANNELS)]
+    for op in draw(st.lists(st.sampled_from(OPS), min_size=2, max_size=8)):
+        x, y = made[-1], draw(st.sampled_from(made))
+        made.append(_add(net, op, x, y))
+    last = net.gemm(net.pooled(made[-1]), net.channels[made[-1]], 6)
+    if draw(st.booleans()):
+        last = net.gemm(net.op("Relu", last), 6, 4)
+    return net.graph(last, example=images(3, CHANNELS))
+
+
+def _add(net: Net, op: str, x: str, y: str) -> str:
+    """All but concatenation, which the next convolution undoes, keep the shape."""
+    match op:
+        case "conv":
+            return net.conv(x, CHANNELS)
+        case "depthwise":
+            return net.conv(x, CHANNELS, groups=CHANNELS)
+        case "concat":
+            return net.conv(net.op("Concat", x, y, axis=1), CHANNELS)
+        case "clip":
+            low = net.constant(f"low{len(net.nodes)}", np.float32(0))
+            return net.op("Clip", x, low, net.constant(f"high{len(net.nodes)}", np.float32(1.5)))
+        case "leaky":
+            return net.op("LeakyRelu", x, alpha=0.1)
+        case "maxpool":
+            return net.op("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4, strides=[1, 1])
+        case "avgpool":
+            return net.op("AveragePool", x, kernel_shape=[3, 3], pads=[1] * 4, strides=[1, 1])
+        case "pad":
+            pads = net.constant(f"pads{len(net.nodes)}", np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64))
+            return net.op("MaxPool", net.op("Pad", x, pads), kernel_shape=[3, 3], strides=[1, 1])
+        case "add" | "mul":
+            return net.op(op.capitalize(), x, y)
+    return net.op({"relu": "Relu", "sigmoid": "Sigmoid"}[op], x)
+
+
+@st.composite
+def configurations(draw: st.DrawFn, floats: tuple[str, ...]) -> tuple[Graph, MixedPrecisionConfig]:
+    graph = draw(graphs())
+    chosen = {name: draw(st.sampled_from(("int8", "int8", *floats))) for name in graph.layer_names}
+    return graph, schemes(graph, "fp32", **chosen)
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_any_mix_of_any_graph(name: str) -> None:
+    runtime = get_runtime(name)
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(configurations(FLOATS[name]))
+    def check(drawn: tuple[Graph, MixedPrecisionConfig]) -> None:
+        _check(*drawn, runtime)
+
+    check()
+
+
+def _check(graph: Graph, config: MixedPrecisionConfig, runtime: Runtime) -> None:
+    inputs = images(16, CHANNELS)
+    model = lowered(graph, config, runtime, inputs)
+    onnx.checker.check_model(model.proto, full_check=True)
+    (have,), (exact,) = model.executable.run(inputs).values(), reference_run(model.model)(inputs).values()
+    assert relative_error(exact.astype(np.float32), have) < BOUND
+    wanted = {layer: runtime.expected(scheme.precision) for layer, scheme in config.schemes.items()}
+    executed = model.executed(inputs)
+    assert {k: v for k, v in executed.items() if wanted[k] == "int8"} == {k: v for k, v in wanted.items() if v == "int8"}
