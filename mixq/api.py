@@ -11,28 +11,28 @@ from pathlib import Path
 from mixq import atomic, machine, report
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision
 from mixq.errors import InputError
-from mixq.evaluate import Candidate, Evaluation, Evaluator
-from mixq.export import export as export_candidate
+from mixq.evaluator import Candidate, Evaluation, Evaluator
+from mixq.exporter import export as export_candidate
 from mixq.job import SearchJob, sensitivity_frame
 from mixq.progress import Progress
 from mixq.runtimes import get_runtime
-from mixq.search.choices import Choices, make_choices
-from mixq.search.guided import Guide
-from mixq.search.run import Budget, enqueue, run
-from mixq.search.samplers import get_sampler
-from mixq.search.space import SearchSpace, load_space
-from mixq.search.stop import stop_on_signals
-from mixq.search.study import fail_interrupted, load_sensitivity, open_study, store_sensitivity
-from mixq.search.trial import Trial
-from mixq.search.warmstart import warm_start
+from mixq.searcher.choices import Choices, make_choices
+from mixq.searcher.guided import Guide
+from mixq.searcher.run import Budget, enqueue, run
+from mixq.searcher.samplers import get_sampler
+from mixq.searcher.space import SearchSpace, load_space
+from mixq.searcher.stop import stop_on_signals
+from mixq.searcher.study import fail_interrupted, load_sensitivity, open_study, store_sensitivity
+from mixq.searcher.trial import Trial
+from mixq.searcher.warmstart import warm_start
 from mixq.sensitivity import Sensitivity
 from mixq.sensitivity import analyze as analyze_layers
 from mixq.task import Task, load_task
 from mixq.tracking import Tracker, default_uri
-from mixq.verify import Verification
-from mixq.verify import verify as verify_folder
+from mixq.verifier import Verification
+from mixq.verifier import verify as verify_folder
 
-ANALYSIS_ROWS = 200  # search rows that a search's own analysis looks at: it steers, it does not decide
+ANALYSIS_ROWS = 200  # search rows that a search's own analysis looks at, for INT8: it steers, it does not decide
 ANALYZED = (LayerScheme(precision=Precision.INT8), LayerScheme(precision=Precision.BF16))
 NO_TRACKING = "none"
 
@@ -82,7 +82,7 @@ def analyze(
     if folder is not None:
         frame = sensitivity_frame(found)
         atomic.write_text(folder / "sensitivity.csv", frame.to_csv(index=False))
-        report.plot_sensitivity(folder / "sensitivity.png", frame)
+        report.plot_sensitivity(folder / "sensitivity.png", frame, evaluator.graph.layer_names)
     return found
 
 
@@ -245,9 +245,8 @@ def _open_job(
         progress.warn("a trial of an earlier run was interrupted; it counts as failed")
     sensitivity, seconds = load_sensitivity(study), {"setup": time.monotonic() - began}
     if sensitivity is None:
-        schemes = list(dict.fromkeys(scheme for unit in choices.units for scheme in unit.schemes))
         start = time.monotonic()
-        sensitivity = _analyze(evaluator, [s for s in schemes if s.stage.value == "ptq"], ANALYSIS_ROWS, progress)
+        sensitivity = _analyze(evaluator, [ANALYZED[0]], ANALYSIS_ROWS, progress)
         seconds["analysis"] = time.monotonic() - start
         store_sensitivity(study, sensitivity)
     guide = Guide(choices, evaluator.graph, sensitivity, space.objectives[0])

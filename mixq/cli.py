@@ -174,7 +174,7 @@ def _export(arguments: Any) -> int:
 
 
 def _verify(arguments: Any) -> int:
-    from mixq.verify import verify
+    from mixq.verifier import verify
 
     found = verify(arguments.folder)
     for check in found.checks:

@@ -8,20 +8,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import optuna
 import pandas as pd
 
 from mixq import atomic, machine, report
 from mixq.certificate import CERTIFICATE, Certificate, FileMark
 from mixq.config import Precision
 from mixq.errors import InputError
-from mixq.evaluate import Candidate, Evaluation, Evaluator
-from mixq.export import export
-from mixq.search.choices import Choices
-from mixq.search.run import best_of, objective_value
-from mixq.search.space import SearchSpace
-from mixq.search.study import trials_of
-from mixq.search.trial import Trial
+from mixq.evaluator import Candidate, Evaluation, Evaluator
+from mixq.exporter import export
+from mixq.searcher.choices import Choices
+from mixq.searcher.run import best_of, objective_value
+from mixq.searcher.space import SearchSpace
+from mixq.searcher.study import Study, pruned_count, trials_of
+from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity
 from mixq.tracking import Tracker
 
@@ -35,7 +34,7 @@ class SearchJob:
     evaluator: Evaluator
     space: SearchSpace
     choices: Choices
-    study: optuna.Study
+    study: Study
     sensitivity: Sensitivity
     folder: Path
     task_name: str
@@ -158,9 +157,8 @@ class SearchJob:
         }
 
     def _counts(self, trials: list[Trial]) -> dict[str, int]:
-        pruned = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.PRUNED,))
         complete = sum(trial.state == "complete" for trial in trials)
-        return {"complete": complete, "pruned": len(pruned), "failed": len(trials) - complete}
+        return {"complete": complete, "pruned": pruned_count(self.study), "failed": len(trials) - complete}
 
     def _elapsed_before(self) -> float:
         """Seconds of earlier runs of this study: the first trial of this run says how it counted on."""
@@ -204,7 +202,9 @@ class SearchJob:
             for name, value in (best.evaluation.row() if best and best.evaluation else {}).items()
             if isinstance(value, float | int)
         }
-        self.tracker.finish_study([self.folder / name for name in names], self.folder / "best.onnx", metrics)
+        self.tracker.finish_study(
+            [self.folder / name for name in names], self.folder / "best.onnx", metrics, best is not None
+        )
 
     def _timed(self, name: str) -> _Timer:
         return _Timer(lambda elapsed: self.seconds.__setitem__(name, self.seconds.get(name, 0.0) + elapsed))

@@ -9,7 +9,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-
 LOG_SECONDS = 15
 
 

@@ -16,7 +16,7 @@ from scipy.stats import kendalltau
 from mixq import machine, measures
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep, Stage, uniform
 from mixq.dataset import Split, TaskData, row_count
-from mixq.evaluate import Evaluator, run_batches
+from mixq.evaluator import Evaluator, run_batches
 from mixq.graph import serialize
 from mixq.graph.model import Layer
 from mixq.graph.plan import make_plan

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # its package needs optuna, which is slow to import
-    from mixq.search.trial import Trial
+    from mixq.searcher.trial import Trial
 
 
 def trial_params(trial: Trial) -> dict[str, str]:

@@ -13,8 +13,8 @@ import torch
 
 from mixq.certificate import CERTIFICATE, FileMark
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision
-from mixq.evaluate import Candidate, Evaluation, Evaluator
-from mixq.export import export
+from mixq.evaluator import Candidate, Evaluation, Evaluator
+from mixq.exporter import export
 from mixq.runtimes import get_runtime
 from mixq.task import Array, Inputs, Outputs, Task
 

@@ -21,12 +21,12 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep
-from mixq.evaluate import Evaluation
+from mixq.evaluator import Evaluation
 from mixq.latency import Interval
 from mixq.report import layer_table, pareto, plot_pareto, plot_sensitivity, trials_frame, write_pareto, write_report
 from mixq.report.markup import el, join, number, size_text
 from mixq.runtimes import Kernel
-from mixq.search.trial import Trial
+from mixq.searcher.trial import Trial
 
 LAYERS = ("stem.conv", "block.b", "block.a", "head")  # the graph's order, which is not the alphabet's
 SCRIPT = "<script>alert('x')</script>"

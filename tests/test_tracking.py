@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep
 from mixq.errors import InputError, MixqError
-from mixq.evaluate import Evaluation
+from mixq.evaluator import Evaluation
 from mixq.latency import Interval
 from mixq.runtimes import Kernel
-from mixq.search.trial import Trial
+from mixq.searcher.trial import Trial
 from mixq.tracking import Tracker, allowed_name, default_uri
 from mixq.trial_record import trial_metrics
 

@@ -34,7 +34,7 @@ def float_types(model: ir.Model, config: MixedPrecisionConfig, on_codes: Collect
     }
     names = [str(node.name) for node in model.graph]
     fixed |= {str(node.name): Precision.FP32 for node in model.graph if node.op_type in FLOAT32_ONLY}
-    fixed |= {name: Precision.FP32 for name in on_codes}
+    fixed |= dict.fromkeys(on_codes, Precision.FP32)
     types: dict[str, Precision] = {name: fixed.get(name, config.rest) for name in names}
     movable = [node for node in model.graph if node.name not in fixed]
     # Each change removes a cast, so this ends.

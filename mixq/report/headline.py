@@ -7,7 +7,7 @@ from typing import Any
 
 from mixq.report.markup import Markup, el, join, number, size_text
 from mixq.report.tables import is_fp32
-from mixq.search.trial import Trial
+from mixq.searcher.trial import Trial
 
 
 def headline(summary: Mapping[str, Any], best: Trial | None) -> Markup:

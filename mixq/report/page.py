@@ -15,7 +15,7 @@ from mixq.report.markup import Markup, el, image, join, number, size_text, table
 from mixq.report.opening import how_to_open
 from mixq.report.style import CSS
 from mixq.report.tables import layer_order, layer_table, trials_frame
-from mixq.search.trial import Trial
+from mixq.searcher.trial import Trial
 
 Summary = Mapping[str, Any]
 

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from mixq import atomic
-from mixq.evaluate import Evaluation
+from mixq.evaluator import Evaluation
 from mixq.report.markup import size_unit
 from mixq.report.tables import front_mask, is_fp32
-from mixq.search.trial import Trial
+from mixq.searcher.trial import Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mixq import atomic
 from mixq.config import Precision, all_schemes
-from mixq.search.trial import Trial
+from mixq.searcher.trial import Trial
 
 LAYER_COLUMNS = ("layer", "asked", "executed", "kernel", "time_us", "sqnr_db", "kl", "silent")
 

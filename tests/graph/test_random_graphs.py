@@ -88,4 +88,6 @@ def _check(graph: Graph, config: MixedPrecisionConfig, runtime: Runtime) -> None
     assert relative_error(exact.astype(np.float32), have) < BOUND
     wanted = {layer: runtime.expected(scheme.precision) for layer, scheme in config.schemes.items()}
     executed = model.executed(inputs)
-    assert {k: v for k, v in executed.items() if wanted[k] == "int8"} == {k: v for k, v in wanted.items() if v == "int8"}
+    assert {k: v for k, v in executed.items() if wanted[k] == "int8"} == {
+        k: v for k, v in wanted.items() if v == "int8"
+    }

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from mixq.config import LayerScheme, Precision
 from mixq.graph import Graph
-from mixq.search.choices import Choices, Params, Unit
-from mixq.search.space import Objective
+from mixq.searcher.choices import Choices, Params, Unit
+from mixq.searcher.space import Objective
 from mixq.sensitivity import Sensitivity
 
 # What a layer costs against FP32: the arithmetic limits of VNNI and AVX512-BF16, and the bytes of a weight.

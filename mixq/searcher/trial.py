@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mixq.config import MixedPrecisionConfig
-from mixq.evaluate import Evaluation
+from mixq.evaluator import Evaluation
 
 
 @dataclass(frozen=True)

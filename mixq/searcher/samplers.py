@@ -14,8 +14,8 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from mixq.search.choices import Choices, Params
-from mixq.search.guided import Guide, Move
+from mixq.searcher.choices import Choices, Params
+from mixq.searcher.guided import Guide, Move
 
 TRIES = 20
 

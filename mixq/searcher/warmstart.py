@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mixq.config import LayerScheme, Precision
-from mixq.search.choices import RATE, RECIPE, REST, STEPS, Choices, Params, Unit
+from mixq.searcher.choices import RATE, RECIPE, REST, STEPS, Choices, Params, Unit
 from mixq.sensitivity import Sensitivity
 
 INT8 = LayerScheme(precision=Precision.INT8)

@@ -15,10 +15,10 @@ from mixq import machine
 from mixq.certificate import CERTIFICATE, CONFIG, FILES, MODEL, PROBE, Certificate, FileMark
 from mixq.config import MixedPrecisionConfig
 from mixq.errors import InputError
-from mixq.export import PROBE_ROWS, export
+from mixq.exporter import PROBE_ROWS, export
 from mixq.probe import Probe
 from mixq.runtimes import get_runtime
-from mixq.verify import verify
+from mixq.verifier import verify
 from tests.export_helpers import MIXED, OTHER, evaluator, exported, measured, read_certificate
 
 ALL = (*FILES, CERTIFICATE)

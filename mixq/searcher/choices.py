@@ -18,7 +18,7 @@ from mixq.config import (
 from mixq.errors import InputError
 from mixq.graph import Graph
 from mixq.runtimes import Runtime
-from mixq.search.space import SearchSpace
+from mixq.searcher.space import SearchSpace
 
 Params = dict[str, str]
 

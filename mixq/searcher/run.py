@@ -10,13 +10,13 @@ import optuna
 from optuna.trial import TrialState
 
 from mixq.errors import MixqError
-from mixq.evaluate import Candidate, Evaluation, Evaluator
-from mixq.search.choices import Choices, Params
-from mixq.search.samplers import distributions, seen_configs
-from mixq.search.space import Constraints, Objective
-from mixq.search.stop import Stop
-from mixq.search.study import ELAPSED, ORIGIN, REASON, SECONDS, store_evaluation, store_trial, trial_of, trials_of
-from mixq.search.trial import Trial
+from mixq.evaluator import Candidate, Evaluation, Evaluator
+from mixq.searcher.choices import Choices, Params
+from mixq.searcher.samplers import distributions, seen_configs
+from mixq.searcher.space import Constraints, Objective
+from mixq.searcher.stop import Stop
+from mixq.searcher.study import ELAPSED, ORIGIN, REASON, SECONDS, store_evaluation, store_trial, trial_of, trials_of
+from mixq.searcher.trial import Trial
 
 WARM = "mixq:warm"
 TOLERANCE = 1e-9  # 0.72 − 0.715 is not quite 0.005

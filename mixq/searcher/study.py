@@ -14,8 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mixq.config import MixedPrecisionConfig
 from mixq.errors import InputError
-from mixq.evaluate import Evaluation
-from mixq.search.trial import Trial
+from mixq.evaluator import Evaluation
+from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity
 
 IDENTITY, SENSITIVITY, CONFIG, EVALUATION, ORIGIN, REASON, SECONDS, ELAPSED = (
@@ -24,10 +24,12 @@ IDENTITY, SENSITIVITY, CONFIG, EVALUATION, ORIGIN, REASON, SECONDS, ELAPSED = (
 )
 LOCK_SECONDS = 60
 
+Study = optuna.Study
+
 
 def open_study(
     storage: str, name: str, objectives: int, identity: Mapping[str, str], sampler: optuna.samplers.BaseSampler | None
-) -> optuna.Study:
+) -> Study:
     """The study `name`, new or resumed. Raises InputError, with what differs, where it is one of another identity."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -60,7 +62,12 @@ def redacted(url: str) -> str:
     return f"{scheme}{separator}{credentials.partition(':')[0]}:***@{host}" if at else url
 
 
-def fail_interrupted(study: optuna.Study) -> int:
+def pruned_count(study: Study) -> int:
+    """Proposals that were not evaluated, because their configuration had been."""
+    return len(study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)))
+
+
+def fail_interrupted(study: Study) -> int:
     """Trials that a killed run left RUNNING become failed; their number."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in running:
@@ -68,12 +75,12 @@ def fail_interrupted(study: optuna.Study) -> int:
     return len(running)
 
 
-def load_sensitivity(study: optuna.Study) -> Sensitivity | None:
+def load_sensitivity(study: Study) -> Sensitivity | None:
     stored = study.user_attrs.get(SENSITIVITY)
     return None if stored is None else TypeAdapter(Sensitivity).validate_python(stored)
 
 
-def store_sensitivity(study: optuna.Study, sensitivity: Sensitivity) -> None:
+def store_sensitivity(study: Study, sensitivity: Sensitivity) -> None:
     study.set_user_attr(SENSITIVITY, TypeAdapter(Sensitivity).dump_python(sensitivity, mode="json"))
 
 
@@ -86,7 +93,7 @@ def store_evaluation(trial: optuna.Trial, evaluation: Evaluation) -> None:
     trial.set_user_attr(EVALUATION, TypeAdapter(Evaluation).dump_python(evaluation, mode="json"))
 
 
-def trials_of(study: optuna.Study) -> list[Trial]:
+def trials_of(study: Study) -> list[Trial]:
     """Every evaluated or failed trial, in order."""
     states = (TrialState.COMPLETE, TrialState.FAIL)
     frozen = study.get_trials(deepcopy=False, states=states)

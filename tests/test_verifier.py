@@ -23,12 +23,12 @@ from mixq.errors import InputError
 from mixq.graph.model import deserialize, serialize
 from mixq.probe import Probe
 from mixq.runtimes import NAMES
-from mixq.verify import FP32_TOLERANCE, LOW_PRECISION_TOLERANCE, Verification, verify
+from mixq.verifier import FP32_TOLERANCE, LOW_PRECISION_TOLERANCE, Verification, verify
 from tests.export_helpers import MIXED, OTHER, exported, forge, measured, read_certificate, write_certificate
 
 FRESH = """
 import json, sys
-from mixq.verify import verify
+from mixq.verifier import verify
 
 found = verify(sys.argv[1])
 assert "torch" not in sys.modules, "verify must not need torch"
