@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -55,6 +55,12 @@ class Activation(StrEnum):
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self  # frozen: a copy could not be told from it
+
+    def __reduce__(self) -> tuple[Callable[[str], Self], tuple[str]]:
+        return type(self).model_validate_json, (self.model_dump_json(),)
+
 
 class LayerScheme(_Value):
     """What one layer becomes. `stage` and `activation` speak of INT8 only."""
@@ -80,7 +86,7 @@ class LayerScheme(_Value):
     @classmethod
     def parse(cls, text: str) -> LayerScheme:
         """The inverse of str(): "int8-qat" → LayerScheme(INT8, stage=QAT)."""
-        known = {str(scheme): scheme for scheme in all_schemes()}
+        known = _schemes_by_name()
         if text not in known:
             raise InputError(f"scheme {text!r} is unknown; known: {', '.join(known)}")
         return known[text]
@@ -94,6 +100,11 @@ def all_schemes() -> list[LayerScheme]:
         for activation in Activation
         for stage in Stage
     ]
+
+
+@cache
+def _schemes_by_name() -> Mapping[str, LayerScheme]:
+    return {str(scheme): scheme for scheme in all_schemes()}
 
 
 Scalar = bool | int | float | str

@@ -34,7 +34,7 @@ class Split:
 class TaskData:
     """What a Task yields, each part read at most once. Raises InputError that names the method at fault."""
 
-    def __init__(self, task: Task, batch_rows: int = 50) -> None:
+    def __init__(self, task: Task, batch_rows: int = 25) -> None:
         self.task = task
         self.batch_rows = batch_rows
         self._splits: dict[str, Split] = {}

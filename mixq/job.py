@@ -43,10 +43,13 @@ class SearchJob:
     tracker: Tracker | None
     seconds: Seconds = field(default_factory=dict)
     holdouts: dict[str, Mapping[str, object]] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
+    contenders: dict[str, Candidate] = field(default_factory=dict)
+    exported_id: str | None = None
 
-    @property
-    def trials(self) -> list[Trial]:
-        return trials_of(self.study)
+    def __post_init__(self) -> None:
+        self.trials = trials_of(self.study)
+        self.earlier_s = max((trial.elapsed_s for trial in self.trials), default=0.0)
 
     def best(self) -> Trial | None:
         """The best feasible trial that beats FP32 in the first objective, or FP32's own; None: nothing is feasible."""
@@ -58,24 +61,39 @@ class SearchJob:
         return next((trial for trial in self.trials if trial.feasible and _is_fp32(trial)), None)
 
     def on_trial(self, trial: Trial, candidate: Candidate | None) -> None:
-        """Log the trial; where it is the best so far, export it and report on it from the holdout split."""
+        """Log the trial; where the best changed, export it and report on it from the holdout split."""
+        self.trials.append(trial)
         with self._timed("logging"):
             if self.tracker is not None:
                 self.tracker.log_trial(trial)
-        best = self.best()
-        if best is not None and best.number == trial.number and candidate is not None:
-            self._export(candidate, trial.evaluation)
+        if candidate is not None and trial.feasible:
+            self.contenders[trial.config.id] = candidate
+        if trial.feasible:
+            self.ensure_exported()
         self.write_tables()
 
     def ensure_exported(self) -> None:
-        """The best so far lies on disk, whole: after a resume it may have been deleted or torn. Else FP32 does."""
+        """The best so far lies on disk, whole; FP32 where nothing is feasible."""
         best = self.best()
         if best is None:
-            candidate = self.evaluator.reference
-            self._export(candidate, self.evaluator.evaluate(candidate))
-        elif best.config.id not in self.holdouts:
-            candidate = self.evaluator.prepare(best.config)
-            self._export(candidate, self.evaluator.evaluate(candidate))
+            self._export(self.evaluator.reference, self.evaluator.evaluate(self.evaluator.reference))
+        elif best.config.id != self.exported_id:
+            self._export(*self._measured_candidate(best))
+            self._forget_beaten(best)
+
+    def _measured_candidate(self, best: Trial) -> tuple[Candidate, Evaluation]:
+        """The bytes that were measured; where an earlier run had them, new ones, measured anew."""
+        known = self.contenders.get(best.config.id)
+        if known is not None and best.evaluation is not None:
+            return known, best.evaluation
+        candidate = self.evaluator.prepare(best.config)
+        return candidate, self.evaluator.evaluate(candidate)
+
+    def _forget_beaten(self, best: Trial) -> None:
+        """Keep the bytes of those only that may still become the best: as fast as it within the measurement."""
+        limit = best.evaluation.speedup.low if best.evaluation else 0.0
+        able = {t.config.id for t in self.trials if t.evaluation and t.evaluation.speedup.high >= limit}
+        self.contenders = {name: candidate for name, candidate in self.contenders.items() if name in able}
 
     def recall(self) -> None:
         """After a resume: what earlier runs know of the model that lies in the folder."""
@@ -83,6 +101,7 @@ class SearchJob:
         held = None if certificate is None else certificate.extra.get("holdout")
         if certificate is not None and isinstance(held, Mapping):
             self.holdouts[certificate.config_id] = held
+            self.exported_id = certificate.config_id
 
     def write_tables(self) -> None:
         """summary.json, pareto.csv and sensitivity.csv as they are now."""
@@ -104,8 +123,7 @@ class SearchJob:
         atomic.write_text(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
         frame = sensitivity_frame(self.sensitivity)
         report.write_report(self.folder / "report.html", summary, self.trials, best, frame, self.sensitivity.kendall())
-        if self.tracker is not None:
-            self._log_files(summary)
+        self._log_files(summary)
         return summary
 
     def summary(self) -> dict[str, object]:
@@ -131,7 +149,7 @@ class SearchJob:
             },
             "best": None if best is None or evaluation is None else self._best_summary(best, evaluation),
             "trials": self._counts(trials),
-            "wall_s": time.monotonic() - self.began + self._elapsed_before(),
+            "wall_s": time.monotonic() - self.began + self.earlier_s,
             "time_to_best_s": None if best is None else best.elapsed_s,
             "seconds": self._seconds(trials),
             "notes": list(self.choices.notes),
@@ -160,10 +178,6 @@ class SearchJob:
         complete = sum(trial.state == "complete" for trial in trials)
         return {"complete": complete, "pruned": pruned_count(self.study), "failed": len(trials) - complete}
 
-    def _elapsed_before(self) -> float:
-        """Seconds of earlier runs of this study: the first trial of this run says how it counted on."""
-        return self.seconds.get("earlier runs", 0.0)
-
     def _seconds(self, trials: list[Trial]) -> Seconds:
         """Where the wall time went, by phase; the trials' parts are summed over the study."""
         parts: Seconds = dict(self.seconds)
@@ -174,14 +188,13 @@ class SearchJob:
             parts["prepare"] = parts.get("prepare", 0.0) + max(0.0, trial.seconds - sum(known.values()))
         return {name: round(value, 3) for name, value in parts.items()}
 
-    def _export(self, candidate: Candidate, evaluation: Evaluation | None) -> None:
-        if evaluation is None:
-            raise ValueError("only what was measured is exported")
+    def _export(self, candidate: Candidate, evaluation: Evaluation) -> None:
         with self._timed("holdout"):
             held = self.evaluator.holdout(candidate)
             self.holdouts[candidate.config.id] = held
         with self._timed("export"):
             export(self.evaluator, candidate, evaluation, self.folder, {"holdout": held})
+        self.exported_id = candidate.config.id
 
     def _robustness(self, best: Trial | None) -> dict[str, dict[str, float]]:
         with self._timed("robustness"):

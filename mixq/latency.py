@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,10 +51,21 @@ def measure_pair(reference: Callable[[], None], candidate: Callable[[], None], b
 def median_interval(values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]) -> Interval:
     """The median with its distribution-free 95 % interval from order statistics (Conover 1999, section 3.2)."""
     ordered = np.sort(np.asarray(values, np.float64))
-    count = len(ordered)
-    half = 1.96 * math.sqrt(count) / 2
-    low, high = math.floor(count / 2 - half), math.ceil(count / 2 + half)
-    return Interval(float(np.median(ordered)), float(ordered[max(low, 0)]), float(ordered[min(high, count - 1)]))
+    outer = _outer_values(len(ordered))
+    return Interval(float(np.median(ordered)), float(ordered[outer]), float(ordered[-1 - outer]))
+
+
+def _outer_values(count: int) -> int:
+    """How many of `count` values to leave out at either end: the most that at least 95 % of all samples bear.
+
+    That k of them or fewer lie below the median has the probability of a binomial with p = ½: 2.5 % at most, a side.
+    """
+    outer, ways = 0, 1  # ways to choose `outer` of the values, and below: those of fewer
+    below = ways
+    while 40 * below <= 2**count:
+        outer, ways = outer + 1, ways * (count - outer) // (outer + 1)
+        below += ways
+    return max(outer - 1, 0)
 
 
 def _pair(reference: Callable[[], None], candidate: Callable[[], None], candidate_first: bool) -> tuple[float, float]:

@@ -14,14 +14,15 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from mixq import machine, measures
-from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep, Stage, uniform
+from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep, Stage
 from mixq.dataset import Split, TaskData, row_count
 from mixq.evaluator import Evaluator, run_batches
 from mixq.graph import serialize
+from mixq.graph.lower import lower
 from mixq.graph.model import Layer
 from mixq.graph.plan import make_plan
 from mixq.ptq import prepare
-from mixq.shadow import lower_shadows, noise_name, shadow_graph, signal_name
+from mixq.shadow import PLACEMENT, noise_name, shadow_config, shadow_graph, signal_name
 from mixq.task import Outputs
 
 FP32 = LayerScheme(precision=Precision.FP32)
@@ -105,7 +106,7 @@ def analyze(
         if evaluator.runtime.refusal(scheme, layer.op) is None
     ]
     split = first_rows(evaluator.data, rows)
-    ratios = {scheme: _signal_to_noise(evaluator, scheme, recipe) for scheme in wanted}
+    ratios = {scheme: _signal_to_noise(evaluator, scheme, recipe) for scheme in dict.fromkeys(s for _, s in jobs)}
     reference = {name: value[: split.rows] for name, value in evaluator.reference_outputs("search").items()}
     found = []
     for done, (layer, scheme) in enumerate(jobs):
@@ -142,13 +143,12 @@ def first_rows(data: TaskData, rows: int | None) -> Split:
 
 def _signal_to_noise(evaluator: Evaluator, scheme: LayerScheme, recipe: tuple[RecipeStep, ...]) -> dict[str, float]:
     """dB by layer, from the shadows, on the first SHADOW_ROWS search rows."""
-    graph, shadows = evaluator.graph, shadow_graph(evaluator.graph)
-    int8 = shadows.layer_names if scheme.precision is Precision.INT8 else []
-    config = uniform(evaluator.fingerprint, shadows.layer_names, scheme, recipe=recipe)
-    plan = make_plan(shadows, int8, evaluator.runtime.placement)
-    parameters = prepare(shadows, config, plan, evaluator.statistics)
-    model = lower_shadows(graph, shadows, scheme, plan, parameters, evaluator.fingerprint)
-    executable = evaluator.runtime.compile(serialize(model), machine.cores())
+    graph, runtime = evaluator.graph, evaluator.runtime
+    shadows = shadow_graph(graph)
+    config = shadow_config(graph, shadows, scheme, recipe, evaluator.fingerprint)
+    plan = make_plan(shadows, config.layers_with(Precision.INT8), PLACEMENT)
+    model = lower(shadows, config, plan, prepare(shadows, config, plan, evaluator.statistics))
+    executable = runtime.compile(serialize(model), machine.cores(), runtime.options(config))
     batches = first_rows(evaluator.data, SHADOW_ROWS).batches
     sums = run_batches(executable, batches, evaluator.data.batch_rows)
     return {name: _decibel(sums[signal_name(name)], sums[noise_name(name)]) for name in graph.layer_names}

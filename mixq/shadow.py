@@ -11,14 +11,14 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from mixq.config import LayerScheme, MixedPrecisionConfig, Precision
+from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep
 from mixq.graph.edit import add_initializer, nodes_by_name
-from mixq.graph.lower import lower
 from mixq.graph.model import Graph, Layer
-from mixq.graph.plan import Plan
-from mixq.graph.quantize import Parameters
+from mixq.graph.placement import Placement
 
 SUFFIX = ".shadow"
+# A pair on each shadow's own input and nowhere else: the layers beside them keep reading and giving floats.
+PLACEMENT = Placement(transparent=frozenset())
 
 
 def shadow_graph(graph: Graph) -> Graph:
@@ -67,10 +67,10 @@ def _like(value: ir.Value, other: ir.Value, name: str) -> None:
     value.name, value.shape, value.type = name, other.shape, other.type
 
 
-def lower_shadows(
-    graph: Graph, shadows: Graph, scheme: LayerScheme, plan: Plan, parameters: Parameters, fingerprint: str
-) -> ir.Model:
-    """The shadow graph with every shadow in `scheme` and every layer in FP32."""
+def shadow_config(
+    graph: Graph, shadows: Graph, scheme: LayerScheme, recipe: tuple[RecipeStep, ...], fingerprint: str
+) -> MixedPrecisionConfig:
+    """Every shadow in `scheme`, every layer in FP32."""
     fp32 = LayerScheme(precision=Precision.FP32)
     schemes = dict.fromkeys(graph.layer_names, fp32) | dict.fromkeys(shadows.layer_names, scheme)
-    return lower(shadows, MixedPrecisionConfig(model=fingerprint, schemes=schemes), plan, parameters)
+    return MixedPrecisionConfig(model=fingerprint, schemes=schemes, recipe=recipe)

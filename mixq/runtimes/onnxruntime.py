@@ -36,6 +36,9 @@ GEMM_ACTIVATIONS = (
     "ThresholdedRelu",
 )
 INTEGER_LAYERS = ("Conv", "Gemm", "MatMul")
+# Left to itself, ONNX Runtime (1.31) rounds the weights of a float layer that reads dequantized codes to 8 bits, one
+# scale for all channels, and runs it INT8: a mix would lose exactly the layers that it keeps in FP32.
+DISABLED, WEIGHT_QUANTIZATION = "optimization.disable_specified_optimizers", "WeightBiasQuantization"
 FATAL_ONLY = 4  # what it logs as an error it raises too
 PROFILED_RUNS = 6
 
@@ -85,21 +88,23 @@ class OnnxRuntime(Runtime):
         return "fp32" if precision in REFUSED else precision.value
 
     def options(self, config: MixedPrecisionConfig) -> Mapping[str, str]:
-        return {}
+        mixed = 0 < len(config.layers_with(Precision.INT8)) < len(config.schemes)
+        return {DISABLED: WEIGHT_QUANTIZATION} if mixed else {}
 
     def typed(self, config: MixedPrecisionConfig) -> bool:
         return True
 
     def compile(self, model: bytes, threads: int, options: Mapping[str, str] | None = None) -> Executable:
-        if options:
-            raise InputError(f"ONNX Runtime is opened without options, got {sorted(options)}")
-        return _Session(model, threads)
+        unknown = sorted(set(options or {}) - {DISABLED})
+        if unknown:
+            raise InputError(f"ONNX Runtime is opened with no other option than {DISABLED!r}, got {unknown}")
+        return _Session(model, threads, options or {})
 
 
 class _Session(Executable):
-    def __init__(self, model: bytes, threads: int) -> None:
-        self._model, self._threads = model, threads
-        self._session = _open(model, _session_options(threads))
+    def __init__(self, model: bytes, threads: int, entries: Mapping[str, str]) -> None:
+        self._model, self._threads, self._entries = model, threads, entries
+        self._session = _open(model, _session_options(threads, entries))
         self._names = [str(output.name) for output in self._session.get_outputs()]
 
     def run(self, inputs: Inputs) -> Outputs:
@@ -118,7 +123,7 @@ class _Session(Executable):
 
     def audit(self, layers: Sequence[Layer], inputs: Inputs) -> list[Kernel]:
         with TemporaryDirectory(prefix="mixq-") as folder:
-            options = _session_options(self._threads)
+            options = _session_options(self._threads, self._entries)
             options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
@@ -129,7 +134,7 @@ class _Session(Executable):
         return kernels(layers, nodes, self._model)
 
 
-def _session_options(threads: int) -> Any:
+def _session_options(threads: int, entries: Mapping[str, str]) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -137,7 +142,8 @@ def _session_options(threads: int) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = FATAL_ONLY
     # Threads that spin after a run would slow down the model that is measured in turn with this one.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    for key, value in {"session.force_spinning_stop": "1", **entries}.items():
+        options.add_session_config_entry(key, value)
     return options
 
 

@@ -139,7 +139,8 @@ def _info(node: Any) -> dict[str, str]:
 def _kernel(layer: str, output: str, nodes: Sequence[Mapping[str, str]]) -> Kernel:
     """The computing node that took `layer` in; its fused node lists the names of all that went into it."""
     # Some transformations keep the output's name only; of a node and a tensor of one name, one gets a number (2026.4).
-    exact = {layer, f"{layer}/WithoutBiases", output}
+    exact = {layer, output}
+    exact |= {f"{name}{part}" for name in (layer, f"{layer}/WithoutBiases") for part in ("", "/DequantizationMultiply")}
     numbered = re.compile(rf"{re.escape(layer)}_\d+(/WithoutBiases)?")
     found = [
         node

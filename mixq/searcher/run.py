@@ -12,10 +12,20 @@ from optuna.trial import TrialState
 from mixq.errors import MixqError
 from mixq.evaluator import Candidate, Evaluation, Evaluator
 from mixq.searcher.choices import Choices, Params
-from mixq.searcher.samplers import distributions, seen_configs
+from mixq.searcher.samplers import distributions
 from mixq.searcher.space import Constraints, Objective
 from mixq.searcher.stop import Stop
-from mixq.searcher.study import ELAPSED, ORIGIN, REASON, SECONDS, store_evaluation, store_trial, trial_of, trials_of
+from mixq.searcher.study import (
+    ELAPSED,
+    ORIGIN,
+    REASON,
+    SECONDS,
+    seen_configs,
+    store_evaluation,
+    store_trial,
+    trial_of,
+    trials_of,
+)
 from mixq.searcher.trial import Trial
 
 WARM = "mixq:warm"
@@ -64,7 +74,7 @@ def run(
     done, repeats = len(earlier), 0
     elapsed_before = max((trial.elapsed_s for trial in earlier), default=0.0)
     while done < budget.trials and not stop.requested and not budget.timed_out and repeats < REPEATS:
-        seen = seen_configs(study, choices)
+        seen = seen_configs(study)
         asked = study.ask(distributions(choices))
         config = choices.config({name: str(value) for name, value in asked.params.items()})
         if config.id in seen:
@@ -82,7 +92,7 @@ def run(
         asked.set_user_attr(SECONDS, time.perf_counter() - start)
         asked.set_user_attr(ELAPSED, elapsed_before + time.monotonic() - budget.began)
         _tell(study, asked, found[1] if found else None, constraints, objectives)
-        on_trial(trial_of(study.trials[asked.number]), found[0] if found else None)
+        on_trial(trial_of(study.get_trials(deepcopy=False)[asked.number]), found[0] if found else None)
 
 
 def _tell(
@@ -120,8 +130,34 @@ def objective_value(evaluation: Evaluation, objective: Objective) -> float:
 
 
 def best_of(trials: Sequence[Trial], objective: Objective) -> Trial | None:
-    """The feasible trial that is best in the first objective, the smaller drop deciding between equals."""
-    feasible = [(trial, trial.evaluation) for trial in trials if trial.feasible and trial.evaluation]
+    """The feasible trial that is best in the first objective; None where none is feasible.
+
+    Among those that the measurement cannot tell from the very best, the one closest to FP32: a lucky timing does not
+    decide, and what is closer to FP32 holds better on data that the search has not seen.
+    """
+    feasible = [trial for trial in trials if trial.feasible]
     if not feasible:
         return None
-    return min(feasible, key=lambda pair: (objective_value(pair[1], objective), pair[1].drop))[0]
+    top = min(feasible, key=lambda trial: _value(trial, objective))
+    limit = _pessimistic_value(top, objective)
+    return min((t for t in feasible if _value(t, objective) <= limit), key=_distance)
+
+
+def _value(trial: Trial, objective: Objective) -> float:
+    return objective_value(_measured(trial), objective)
+
+
+def _pessimistic_value(trial: Trial, objective: Objective) -> float:
+    """The objective at the bad end of its interval; a size has none."""
+    return _value(trial, objective) if objective == "size" else 1 / _measured(trial).speedup.low
+
+
+def _distance(trial: Trial) -> float:
+    found = _measured(trial)
+    return found.output_mse if found.kl is None else found.kl
+
+
+def _measured(trial: Trial) -> Evaluation:
+    if trial.evaluation is None:
+        raise ValueError(f"trial {trial.number} has no evaluation")
+    return trial.evaluation

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mixq.searcher.choices import Choices, Params
 from mixq.searcher.guided import Guide, Move
+from mixq.searcher.study import seen_configs
 
 TRIES = 20
 
@@ -103,7 +104,7 @@ class Distinct(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        seen = seen_configs(study, self._choices)
+        seen = seen_configs(study)
         for _ in range(TRIES):
             params = self._propose(study, trial, search_space)
             if self._choices.config(params).id not in seen:
@@ -125,14 +126,6 @@ class Distinct(BaseSampler):
 
 def distributions(choices: Choices) -> dict[str, BaseDistribution]:
     return {name: optuna.distributions.CategoricalDistribution(v) for name, v in choices.categories().items()}
-
-
-def seen_configs(study: Study, choices: Choices) -> set[str]:
-    """Ids of the configurations of all finished or waiting trials."""
-    states = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING)
-    names = set(choices.categories())
-    trials = study.get_trials(deepcopy=False, states=states)
-    return {choices.config(trial.params).id for trial in trials if set(trial.params) == names}
 
 
 def is_feasible(trial: FrozenTrial) -> bool:

@@ -18,9 +18,19 @@ from mixq.evaluator import Evaluation
 from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity
 
-IDENTITY, SENSITIVITY, CONFIG, EVALUATION, ORIGIN, REASON, SECONDS, ELAPSED = (
+IDENTITY, SENSITIVITY, CONFIG, CONFIG_ID, EVALUATION, ORIGIN, REASON, SECONDS, ELAPSED = (
     f"mixq:{name}"
-    for name in ("identity", "sensitivity", "config", "evaluation", "origin", "reason", "seconds", "elapsed")
+    for name in (
+        "identity",
+        "sensitivity",
+        "config",
+        "config_id",
+        "evaluation",
+        "origin",
+        "reason",
+        "seconds",
+        "elapsed",
+    )
 )
 LOCK_SECONDS = 60
 
@@ -86,6 +96,7 @@ def store_sensitivity(study: Study, sensitivity: Sensitivity) -> None:
 
 def store_trial(trial: optuna.Trial, config: MixedPrecisionConfig, origin: str) -> None:
     trial.set_user_attr(CONFIG, config.to_json(indent=None))
+    trial.set_user_attr(CONFIG_ID, config.id)
     trial.set_user_attr(ORIGIN, origin)
 
 
@@ -98,6 +109,12 @@ def trials_of(study: Study) -> list[Trial]:
     states = (TrialState.COMPLETE, TrialState.FAIL)
     frozen = study.get_trials(deepcopy=False, states=states)
     return [trial_of(trial) for trial in frozen if CONFIG in trial.user_attrs]  # without: killed before it had one
+
+
+def seen_configs(study: Study) -> set[str]:
+    """Ids of all configurations that were evaluated or failed."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+    return {trial.user_attrs[CONFIG_ID] for trial in trials if CONFIG_ID in trial.user_attrs}
 
 
 def trial_of(frozen: FrozenTrial) -> Trial:

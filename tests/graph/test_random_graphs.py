@@ -15,7 +15,7 @@ from mixq.runtimes import Runtime, get_runtime
 from tests.helpers import Net, images, lowered, reference_run, schemes
 
 CHANNELS = 8
-OPS = ("conv", "depthwise", "relu", "clip", "leaky", "sigmoid", "maxpool", "avgpool", "concat", "add", "mul", "pad")
+OPS = ("conv", "depthwise", "relu", "clip", "leaky", "sigmoid", "maxpool", "avgpool", "concat", "add", "gate", "pad")
 FLOATS = {"openvino": ("fp32", "bf16", "fp16"), "onnxruntime": ("fp32",)}
 # One step of an output of 8 bits is 1/255 of its range; a few layers in a row, each rounding its input, make some.
 BOUND = 0.08
@@ -54,10 +54,14 @@ def _add(net: Net, op: str, x: str, y: str) -> str:
         case "avgpool":
             return net.op("AveragePool", x, kernel_shape=[3, 3], pads=[1] * 4, strides=[1, 1])
         case "pad":
-            pads = net.constant(f"pads{len(net.nodes)}", np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64))
-            return net.op("MaxPool", net.op("Pad", x, pads), kernel_shape=[3, 3], strides=[1, 1])
-        case "add" | "mul":
-            return net.op(op.capitalize(), x, y)
+            pads = net.constant(f"pads{len(net.nodes)}", np.array([0, 2, 0, 0, 0, 2, 0, 0], np.int64))
+            padded = net.op("Pad", x, pads)
+            net.channels[padded] = net.channels[x] + 4
+            return net.conv(padded, CHANNELS, kernel=1)
+        case "add":
+            return net.op("Add", x, y)
+        case "gate":  # squares of squares would leave FP16's range
+            return net.op("Mul", x, net.op("Sigmoid", y))
     return net.op({"relu": "Relu", "sigmoid": "Sigmoid"}[op], x)
 
 
