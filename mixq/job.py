@@ -123,6 +123,13 @@ class SearchJob:
         atomic.write_text(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
         frame = sensitivity_frame(self.sensitivity)
         report.write_report(self.folder / "report.html", summary, self.trials, best, frame, self.sensitivity.kendall())
+        report.plot_pareto(
+            self.folder / "pareto.png",
+            self.trials,
+            best,
+            self.evaluator.task.primary,
+            self.space.constraints.max_drop,
+        )
         self._log_files(summary)
         return summary
 
@@ -208,7 +215,7 @@ class SearchJob:
     def _log_files(self, summary: Mapping[str, object]) -> None:
         if self.tracker is None:
             return
-        names = ("summary.json", "pareto.csv", "sensitivity.csv", "report.html", "best.json", "certificate.json")
+        names = ("summary.json", "pareto.csv", "sensitivity.csv", "report.html", "pareto.png", "best.json", "certificate.json")
         best = self.best()
         metrics = {
             name: value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,6 +14,7 @@ from mixq.task import Array, Outputs
 
 ECE_BINS = 15
 RESAMPLES = 1000
+FEWEST_RESAMPLES = 50
 SLOW_SECONDS = 5.0  # for metrics that must be computed anew on every resample
 
 MetricOf = Callable[[Outputs, Array], float]
@@ -27,18 +30,28 @@ def class_scores(outputs: Outputs, targets: Array) -> Array | None:
     return scores if targets.min() >= 0 and targets.max() < scores.shape[1] else None
 
 
-def probabilities(scores: Array) -> Array:
-    """Softmax over the last axis (float64); scores that are probabilities already stay as they are."""
-    scores = scores.astype(np.float64)
-    if scores.min() >= 0 and np.allclose(scores.sum(-1), 1, atol=1e-3):
-        return scores
-    exponent = np.exp(scores - scores.max(-1, keepdims=True))
+def are_probabilities(scores: Array) -> bool:
+    """Whether every row is ≥ 0 and sums to 1 already, so that no softmax is due."""
+    return bool(scores.min() >= 0 and np.allclose(scores.sum(-1, dtype=np.float64), 1, rtol=0, atol=1e-3))
+
+
+def probabilities(scores: Array, given: bool | None = None) -> Array:
+    """Softmax over the last axis (float64); of probabilities (`given`, by default looked up) only the sum is mended.
+
+    What FP32 gives as probabilities is `given` for a narrower model too, whose rows sum to 1 only nearly.
+    """
+    wide = scores.astype(np.float64)
+    if are_probabilities(scores) if given is None else given:
+        positive = np.maximum(wide, 0)
+        return np.asarray(positive / np.maximum(positive.sum(-1, keepdims=True), 1e-12))
+    exponent = np.exp(wide - wide.max(-1, keepdims=True))
     return np.asarray(exponent / exponent.sum(-1, keepdims=True))
 
 
 def kl_divergence(reference: Array, scores: Array) -> float:
-    """Mean over rows of KL(softmax(reference) ‖ softmax(scores)), in nats."""
-    p, q = (np.maximum(probabilities(x), 1e-12) for x in (reference, scores))
+    """Mean over rows of KL(p ‖ q) in nats, p being the reference's probabilities and q those of the scores."""
+    given = are_probabilities(reference)
+    p, q = (np.maximum(probabilities(x, given), 1e-12) for x in (reference, scores))
     return max(0.0, float((p * np.log(p / q)).sum(-1).mean()))
 
 
@@ -66,8 +79,9 @@ def class_measures(reference: Outputs, outputs: Outputs, targets: Array) -> Clas
     before, after = class_scores(reference, targets), class_scores(outputs, targets)
     if before is None or after is None:
         return None
+    chances = probabilities(after, are_probabilities(before))
     return ClassMeasures(
-        kl_divergence(before, after), agreement(before, after), expected_calibration_error(after, targets)
+        kl_divergence(before, after), agreement(before, after), expected_calibration_error(chances, targets)
     )
 
 
@@ -91,43 +105,58 @@ def drop_interval(
     """95 % interval of metric(reference) − metric(outputs) by the paired bootstrap (Efron & Tibshirani 1993, ch. 13).
 
     Samples of `rows_per_sample` rows are drawn with replacement, the same ones for both. A metric that is the mean of
-    its values for single samples is recognized as such, and resampled from those.
+    its values for single samples is recognized as such, and resampled from those. NaN where no sample has the metric.
     """
     rng = np.random.default_rng(seed)
     count = len(targets) // rows_per_sample
-    singles = [_single_values(metric, found, targets, rows_per_sample) for found in (reference, outputs)]
-    if singles[0] is not None and singles[1] is not None:
-        draws = rng.integers(0, count, (RESAMPLES, count))
-        drops = (singles[0] - singles[1])[draws].mean(1)
-    else:
-        drops = _resampled_drops(metric, reference, outputs, targets, rows_per_sample, rng)
-    low, high = np.quantile(drops, [0.025, 0.975])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a metric that does not fit single rows or odd samples may say so
+        singles = [_single_values(metric, found, targets, rows_per_sample) for found in (reference, outputs)]
+        if singles[0] is not None and singles[1] is not None:
+            differences = singles[0] - singles[1]
+            drops = [float(differences[rng.integers(0, count, count)].mean()) for _ in range(RESAMPLES)]
+        else:
+            drops = _resampled_drops(metric, reference, outputs, targets, rows_per_sample, rng)
+    low, high = np.quantile(drops, [0.025, 0.975]) if drops else (math.nan, math.nan)
     return float(low), float(high)
 
 
 def _single_values(metric: MetricOf, outputs: Outputs, targets: Array, rows: int) -> Array | None:
     """The metric of each sample alone, where their mean is the metric of all; else None."""
+    parts = [slice(i, i + rows) for i in range(0, len(targets), rows)]
+    found = []
+    for part in parts:
+        value = _defined(metric, _rows(outputs, part), targets[part])
+        if value is None:
+            return None
+        found.append(value)
+    return np.array(found) if abs(np.mean(found) - metric(outputs, targets)) <= 1e-9 else None
+
+
+def _defined(metric: MetricOf, outputs: Outputs, targets: Array) -> float | None:
+    """The metric of these rows; None where it has none, in any way that its author chose (an error, NaN)."""
     try:
-        found = np.array(
-            [metric(_rows(outputs, slice(i, i + rows)), targets[i : i + rows]) for i in range(0, len(targets), rows)]
-        )
-    except Exception:  # a metric may be undefined for one sample, in any way that its author chose
+        value = metric(outputs, targets)
+    except Exception:
         return None
-    if not np.isfinite(found).all() or abs(found.mean() - metric(outputs, targets)) > 1e-9:
-        return None
-    return found
+    return value if math.isfinite(value) else None
 
 
 def _resampled_drops(
     metric: MetricOf, reference: Outputs, outputs: Outputs, targets: Array, rows: int, rng: np.random.Generator
-) -> Array:
+) -> list[float]:
+    """Drops on resampled rows; samples for which the metric is undefined are left out."""
     drops: list[float] = []
     end = time.monotonic() + SLOW_SECONDS
-    while len(drops) < RESAMPLES and (len(drops) < 50 or time.monotonic() < end):
+    for done in range(RESAMPLES):
+        if done >= FEWEST_RESAMPLES and time.monotonic() >= end:
+            break
         samples = rng.integers(0, len(targets) // rows, len(targets) // rows)
         index = (samples[:, None] * rows + np.arange(rows)).reshape(-1)
-        drops.append(metric(_rows(reference, index), targets[index]) - metric(_rows(outputs, index), targets[index]))
-    return np.array(drops)
+        before, after = (_defined(metric, _rows(found, index), targets[index]) for found in (reference, outputs))
+        if before is not None and after is not None:
+            drops.append(before - after)
+    return drops
 
 
 def _rows(outputs: Mapping[str, Array], index: slice | Array) -> dict[str, Array]:

@@ -64,7 +64,7 @@ class Net:
         name = name or f"{op.lower()}{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         read = inputs if op == "Concat" else inputs[:1]
-        self.channels[name] = sum(self.channels[x] for x in read)
+        self.channels[name] = sum(self.channels.get(x, 0) for x in read)
         return name
 
     def constant(self, name: str, value: Array) -> str:

@@ -50,6 +50,8 @@ def _from_onnx(path: Path, example: Inputs, compile_run: CompileRun) -> tuple[ir
     except Exception as error:
         raise InputError(f"{path} cannot be read as ONNX (a missing data file? truncated?): {error}") from error
     _check_names(model, example)
+    _free_batch_axis(model)
+    infer_types(model)
     return model, compile_run(serialize(model))
 
 
@@ -127,13 +129,10 @@ def _check_equal(original: Run, captured: Run, example: Inputs) -> None:
         part = {name: value[:rows] for name, value in example.items()}
         try:
             want, have = original(part), captured(part)
-        except InputError:
-            raise
         except Exception as error:
             first = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(
-                f"the model cannot run {rows} rows: {first[0]}; its batch axis must be dynamic (export it so)"
-            ) from error
+            remedy = "; its batch axis must be dynamic (export it so)" if rows > 1 else ""
+            raise InputError(f"the model cannot run {rows} rows: {first[0]}{remedy}") from error
         for name, value in want.items():
             error_found = relative_error(value, have[name])
             if not error_found <= TOLERANCE:

@@ -24,7 +24,10 @@ def find_layers(model: ir.Model, example: Inputs) -> tuple[Layer, ...]:
     nodes = [node for node in model.graph if is_layer(node)]
     if not nodes:
         raise InputError(f"the model has no layer to quantize: no {', '.join(LAYER_OPS)} with a constant weight")
-    for node, name in zip(nodes, _names(nodes), strict=True):
+    names = _names(nodes)
+    for node in model.graph:
+        node.name = f"{node.name}_" if node.name in names else node.name
+    for node, name in zip(nodes, names, strict=True):
         node.name = name
     shapes = _shapes(model, example)
     return tuple(_layer(node, shapes) for node in nodes)
@@ -80,9 +83,11 @@ def _name(node: ir.Node) -> str:
     scopes = node.metadata_props.get(SCOPES)
     if scopes is None:
         return node.name or str(node.outputs[0].name)
-    weight = str(node.inputs[1].name) if node.inputs[1] else ""
-    if weight.endswith(".weight"):  # a folded batch norm leaves its own path on the node, but not on the weight
-        return weight.removesuffix(".weight")
+    weight = node.inputs[1]
+    name = str(weight.name) if weight is not None else ""
+    # A folded batch norm leaves its own path on the node, but not on the weight; tied weights have the name of one user.
+    if name.endswith(".weight") and weight is not None and len(weight.consumers()) == 1:
+        return name.removesuffix(".weight")
     path = [part for part in scopes.strip("[]").replace("'", "").replace('"', "").split(", ") if part]
     return path[-2] if len(path) > 1 else str(node.name)
 

@@ -32,6 +32,8 @@ def normalize(model: ir.Model) -> ir.Model:
     Changes `model`.
     """
     _refuse(model)
+    for node in model.graph:
+        node.name = node.name or node.outputs[0].name  # a name that the user may know from the file
     RemoveInitializersFromInputsPass()(model)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     onnxscript.optimizer.optimize(model)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixq.config import MixedPrecisionConfig
+from mixq.config import MixedPrecisionConfig, Precision
 from mixq.graph import Graph
 from mixq.graph.capture import relative_error
 from mixq.runtimes import Runtime, get_runtime
@@ -17,8 +17,9 @@ from tests.helpers import Net, images, lowered, reference_run, schemes
 CHANNELS = 8
 OPS = ("conv", "depthwise", "relu", "clip", "leaky", "sigmoid", "maxpool", "avgpool", "concat", "add", "gate", "pad")
 FLOATS = {"openvino": ("fp32", "bf16", "fp16"), "onnxruntime": ("fp32",)}
-# One step of an output of 8 bits is 1/255 of its range; a few layers in a row, each rounding its input, make some.
-BOUND = 0.08
+# Runtime and reference round to the same codes but for ties and the order of summation: a step here or there, 1/255 of
+# a tensor's range. BF16 keeps 8 bits too.
+BOUND = 0.02
 
 
 @st.composite
@@ -76,7 +77,7 @@ def configurations(draw: st.DrawFn, floats: tuple[str, ...]) -> tuple[Graph, Mix
 def test_any_mix_of_any_graph(name: str) -> None:
     runtime = get_runtime(name)
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(configurations(FLOATS[name]))
     def check(drawn: tuple[Graph, MixedPrecisionConfig]) -> None:
         _check(*drawn, runtime)
@@ -85,13 +86,11 @@ def test_any_mix_of_any_graph(name: str) -> None:
 
 
 def _check(graph: Graph, config: MixedPrecisionConfig, runtime: Runtime) -> None:
-    inputs = images(16, CHANNELS)
-    model = lowered(graph, config, runtime, inputs)
-    onnx.checker.check_model(model.proto, full_check=True)
+    model = lowered(graph, config, runtime, images(16, CHANNELS))
+    # Conv takes bfloat16 from opset 22 on by the letter of the standard; OpenVINO does at 21 too.
+    onnx.checker.check_model(model.proto, full_check="bf16" not in config.counts())
+    inputs = images(4, CHANNELS, seed=1)
     (have,), (exact,) = model.executable.run(inputs).values(), reference_run(model.model)(inputs).values()
-    assert relative_error(exact.astype(np.float32), have) < BOUND
-    wanted = {layer: runtime.expected(scheme.precision) for layer, scheme in config.schemes.items()}
+    assert relative_error(exact, have) < BOUND
     executed = model.executed(inputs)
-    assert {k: v for k, v in executed.items() if wanted[k] == "int8"} == {
-        k: v for k, v in wanted.items() if v == "int8"
-    }
+    assert [name for name in graph.layer_names if executed[name] == "int8"] == config.layers_with(Precision.INT8)

@@ -1,0 +1,270 @@
+"""Capture: what comes out computes what went in, and what cannot be captured is refused with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+from mixq.errors import InputError
+from mixq.graph import Graph, Run, capture, serialize
+from mixq.graph.capture import relative_error
+from mixq.task import Inputs, Outputs
+from tests.helpers import Net, Residual, captured, images, ops, ort_run, reference_run, residual
+
+EXAMPLE = images(3)
+LINEAR = {"x": np.ones((2, 4), np.float32)}
+
+
+def proto(graph: Graph) -> onnx.ModelProto:
+    return onnx.load_model_from_string(serialize(graph.model))
+
+
+def saved(folder: Path, model: onnx.ModelProto) -> Path:
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def small(seed: int = 0) -> onnx.ModelProto:
+    net = Net(3, 8, 8, seed=seed)
+    return net.model(net.gemm(net.pooled(net.op("Relu", net.conv("x", 4, "first"))), 4, 2, "last"))
+
+
+class TwoInputs(torch.nn.Module):
+    """A linear layer each for two inputs of different rank; `shared` is called twice, `tied` has the weight of `left`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right, self.tied = torch.nn.Linear(4, 6), torch.nn.Linear(4, 6), torch.nn.Linear(4, 6)
+        self.shared = torch.nn.Linear(6, 6)
+        self.tied.weight = self.left.weight
+        self.eval()
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        joined = self.shared(torch.relu(self.left(a) + self.right(b).mean(1)))
+        return self.shared(torch.relu(joined)), self.tied(a)
+
+
+@pytest.fixture(scope="module")
+def two_inputs() -> Graph:
+    return capture(TwoInputs(), two_inputs_of(3), ort_run)
+
+
+def two_inputs_of(rows: int) -> Inputs:
+    random = np.random.default_rng(rows)
+    shapes = {"a": (rows, 4), "b": (rows, 5, 4)}
+    return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def test_a_torch_module_is_captured_whole() -> None:
+    inputs = images(5, seed=3, name="image")
+    with torch.no_grad():
+        exact = Residual().double()(torch.from_numpy(inputs["image"]).double()).numpy()
+    (found,) = reference_run(serialize(residual().model))(inputs).values()
+    np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_is_folded_and_means_become_pooling() -> None:
+    found = ops(proto(residual()))
+    assert found == ["Conv", "Relu", "MaxPool", "Conv", "Relu", "Conv", "Add", "Relu", *found[8:10], "Gemm"]
+    assert found[8] == "GlobalAveragePool"
+
+
+def test_layers_are_named_by_their_modules() -> None:
+    assert residual().layer_names == ["stem", "left", "right", "head"]
+
+
+def test_several_inputs_shared_weights_and_repeated_calls(two_inputs: Graph) -> None:
+    assert two_inputs.layer_names == ["left", "right", "shared", "shared#2", "tied"]
+    layers = two_inputs.by_name
+    assert layers["shared"].weight == layers["shared#2"].weight
+    inputs = two_inputs_of(7)
+    with torch.no_grad():
+        exact = TwoInputs()(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+    for want, have in zip(exact, ort_run(serialize(two_inputs.model))(inputs).values(), strict=True):
+        np.testing.assert_allclose(have, want.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_inputs_have_to_be_named_like_forwards_parameters() -> None:
+    with pytest.raises(InputError, match="named like the parameters of forward"):
+        capture(Residual(), {"picture": images(2)["x"]}, ort_run)
+
+
+def test_training_mode_is_refused() -> None:
+    with pytest.raises(InputError, match=r"model\.eval\(\)"):
+        capture(Residual().train(), images(2, name="image"), ort_run)
+
+
+def test_something_else_is_refused() -> None:
+    with pytest.raises(InputError, match="must return a torch.nn.Module or the path"):
+        capture(42, EXAMPLE, ort_run)
+
+
+def test_an_onnx_file_is_captured(tmp_path: Path) -> None:
+    graph = capture(str(saved(tmp_path, small())), EXAMPLE, ort_run)
+    assert graph.layer_names == ["first", "last"]
+    inputs = images(6, seed=1)
+    (want,), (have,) = (reference_run(m)(inputs).values() for m in (small().SerializeToString(), serialize(graph.model)))
+    np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-6)
+
+
+def test_the_fingerprint_is_that_of_the_weights(tmp_path: Path) -> None:
+    first, again, other = (captured(small(seed), EXAMPLE) for seed in (0, 0, 1))
+    assert first.fingerprint == again.fingerprint
+    assert first.fingerprint != other.fingerprint
+
+
+def test_external_data_is_read(tmp_path: Path) -> None:
+    save_external(tmp_path)
+    graph = capture(tmp_path / "model.onnx", EXAMPLE, ort_run)
+    assert graph.fingerprint == captured(small(), EXAMPLE).fingerprint
+
+
+def test_missing_external_data_is_refused(tmp_path: Path) -> None:
+    save_external(tmp_path)
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(InputError, match="missing data file"):
+        capture(tmp_path / "model.onnx", EXAMPLE, ort_run)
+
+
+def save_external(folder: Path) -> None:
+    path = folder / "model.onnx"
+    onnx.save(small(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert (folder / "weights.bin").is_file()
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no model file"):
+        capture(tmp_path / "model.onnx", EXAMPLE, ort_run)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, small())
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(InputError, match="cannot be read as ONNX"):
+        capture(path, EXAMPLE, ort_run)
+
+
+def test_a_fixed_batch_axis_is_freed_where_the_graph_bears_it(tmp_path: Path) -> None:
+    model = small()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    graph = capture(saved(tmp_path, model), EXAMPLE, ort_run)
+    assert next(iter(ort_run(serialize(graph.model))(images(5)).values())).shape == (5, 2)
+
+
+def test_a_fixed_batch_axis_inside_the_graph_is_refused(tmp_path: Path) -> None:
+    net = Net(3, 8, 8)
+    shape = net.constant("shape", np.array([1, 4], np.int64))
+    last = net.gemm(net.op("Reshape", net.op("GlobalAveragePool", net.conv("x", 4)), shape), 4, 2)
+    with pytest.raises(InputError, match="cannot run 3 rows: .* batch axis must be dynamic"):
+        capture(saved(tmp_path, net.model(last)), EXAMPLE, ort_run)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    net = Net(3, 8, 8)
+    last = net.conv("x", 4, "broken")
+    weight = numpy_helper.to_array(net.initializers[0]).copy()
+    weight[0, 0, 0, 0] = np.nan
+    net.initializers[0] = numpy_helper.from_array(weight, "broken.weight")
+    with pytest.raises(InputError, match=r"'broken\.weight' holds NaN"):
+        capture(saved(tmp_path, net.model(last, ranks=[4])), EXAMPLE, ort_run)
+
+
+def test_a_subgraph_is_refused(tmp_path: Path) -> None:
+    net = Net(4)
+    last = net.gemm("x", 4, 4)
+    bodies = [
+        helper.make_graph(
+            [helper.make_node("Identity", [last], [name])],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)],
+        )
+        for name in ("yes", "no")
+    ]
+    condition = net.op("ReduceMax", net.op("Cast", "x", to=onnx.TensorProto.INT32), keepdims=0)
+    flag = net.op("Cast", condition, to=onnx.TensorProto.BOOL)
+    last = net.op("If", flag, name="choice", then_branch=bodies[0], else_branch=bodies[1])
+    with pytest.raises(InputError, match="'choice': If holds a subgraph"):
+        capture(saved(tmp_path, net.model(last)), LINEAR, ort_run)
+
+
+def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
+    net = Net(4)
+    scale = net.constant("scale", np.float32(0.1))
+    last = net.gemm(net.op("DequantizeLinear", net.op("QuantizeLinear", "x", scale), scale), 4, 2)
+    with pytest.raises(InputError, match="quantized already"):
+        capture(saved(tmp_path, net.model(last)), LINEAR, ort_run)
+
+
+def test_an_old_opset_is_refused(tmp_path: Path) -> None:
+    model = small()
+    model.opset_import[0].version = 9
+    with pytest.raises(InputError, match="opset is 9"):
+        capture(saved(tmp_path, model), EXAMPLE, ort_run)
+
+
+@pytest.mark.parametrize("version", [13, 17])
+def test_older_opsets_are_converted(version: int, tmp_path: Path) -> None:
+    model = small()
+    model.opset_import[0].version = version
+    found = proto(capture(saved(tmp_path, model), EXAMPLE, ort_run))
+    assert [(entry.domain, entry.version) for entry in found.opset_import] == [("", 21)]
+
+
+def test_other_inputs_than_the_calibrations_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"inputs are \['x'\], but calibration yields \['y'\]"):
+        capture(saved(tmp_path, small()), images(3, name="y"), ort_run)
+
+
+def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
+    net = Net(4)
+    with pytest.raises(InputError, match="no layer to quantize"):
+        capture(saved(tmp_path, net.model(net.op("Relu", "x"))), LINEAR, ort_run)
+
+
+def test_outputs_that_differ_are_refused_with_the_difference(tmp_path: Path) -> None:
+    calls = []
+
+    def perturbing(model: bytes) -> Run:
+        run, shift = ort_run(model), 0.01 * len(calls)  # the first model to be compiled is the original
+        calls.append(model)
+
+        def perturbed(inputs: Inputs) -> Outputs:
+            return {name: value + shift * np.abs(value).max() for name, value in run(inputs).items()}
+
+        return perturbed
+
+    with pytest.raises(InputError, match=r"differs from the original's by 1\.00e-02"):
+        capture(saved(tmp_path, small()), EXAMPLE, perturbing)
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize(("axes", "pooled"), [((2, 3), True), ((-1, -2), True), ((2,), False), ((1, 2, 3), False)])
+def test_only_means_over_all_positions_become_pooling(axes: tuple[int, ...], pooled: bool, keepdims: int) -> None:
+    net = Net(3, 8, 8)
+    axis = net.constant("axes", np.array(axes, np.int64))
+    last = net.op("ReduceMean", net.conv("x", 4), axis, keepdims=keepdims)
+    graph = net.graph(last, example=EXAMPLE, ranks=[4 if keepdims else 4 - len(axes)])
+    assert ("GlobalAveragePool" in ops(proto(graph))) == pooled
+    assert list(reference_run(serialize(graph.model))(EXAMPLE)) == [last]
+
+
+def test_every_tensor_has_a_type_though_the_file_states_none() -> None:
+    graph = captured(small(), EXAMPLE)
+    assert all(output.dtype is not None for node in graph.model.graph for output in node.outputs)
+
+
+def test_relative_error() -> None:
+    one = np.array([1.0, -2.0], np.float32)
+    assert relative_error(one, one) == 0
+    assert relative_error(one, one + np.float32(0.5)) == 0.25
+    assert np.isnan(relative_error(one, one * np.nan))
+    assert relative_error(one, one[:1]) == np.inf
+    assert relative_error(np.zeros(2), np.zeros(2)) == 0

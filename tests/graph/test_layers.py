@@ -1,0 +1,100 @@
+"""The layer table against closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mixq.errors import InputError
+from mixq.graph import Layer
+from tests.helpers import Net, images, residual, schemes
+
+
+def only_layer(net: Net, output: str, *, rank: int, channels: int = 6) -> Layer:
+    (layer,) = net.graph(output, example=images(3, channels), ranks=[rank]).layers
+    return layer
+
+
+def test_convolution() -> None:
+    net = Net(6, 8, 8)
+    layer = only_layer(net, net.conv("x", 12, "c", kernel=3, groups=3, strides=[2, 2]), rank=4)
+    assert (layer.op, layer.input, layer.output, layer.weight, layer.bias) == ("Conv", "x", "c", "c.weight", "c.bias")
+    assert (layer.input_shape, layer.weight_shape, layer.output_shape) == ((1, 6, 8, 8), (12, 2, 3, 3), (1, 12, 4, 4))
+    assert layer.macs == 4 * 4 * 12 * (6 // 3) * 3 * 3  # positions × output channels × inputs of each
+    assert layer.parameters == 12 * 2 * 9 + 12
+    assert layer.bytes == 4 * layer.parameters
+    assert layer.channel_axis == 0
+
+
+def test_transposed_convolution() -> None:
+    net = Net(6, 8, 8)
+    output = net.op("ConvTranspose", "x", net.weight("w", 6, 5, 2, 2), name="up", strides=[2, 2])
+    layer = only_layer(net, output, rank=4)
+    assert layer.output_shape == (1, 5, 16, 16)
+    assert layer.macs == 8 * 8 * 6 * 5 * 2 * 2  # every input value meets every weight of its channel once
+    assert (layer.channel_axis, layer.bias) == (1, None)
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_gemm(transposed: int) -> None:
+    net = Net(6, 8, 8)
+    weight = net.weight("w", *((7, 6) if transposed else (6, 7)))
+    layer = only_layer(net, net.op("Gemm", net.pooled("x"), weight, transB=transposed), rank=2)
+    assert layer.macs == 6 * 7
+    assert layer.channel_axis == 1 - transposed
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (7,), (1,)])
+def test_only_a_bias_of_one_value_a_channel_is_one(shape: tuple[int, ...]) -> None:
+    net = Net(6, 8, 8)
+    layer = only_layer(net, net.op("Gemm", net.pooled("x"), net.weight("w", 6, 7), net.weight("b", *shape)), rank=2)
+    assert layer.bias == ("b" if shape == (7,) else None)
+
+
+def test_matmul_of_tokens() -> None:
+    net = Net(6, 8, 8)
+    layer = only_layer(net, net.op("MatMul", "x", net.weight("w", 8, 9)), rank=4)
+    assert layer.macs == (6 * 8) * 8 * 9  # rows × inputs × outputs
+    assert layer.channel_axis == 1
+
+
+def test_only_nodes_with_one_constant_weight_are_layers() -> None:
+    net = Net(6, 8, 8)
+    products = net.op("MatMul", "x", "x")
+    scaled = net.op("MatMul", net.weight("left", 8, 8), products)
+    graph = net.graph(net.gemm(net.pooled(scaled), 6, 2, "head"), example=images(3, 6))
+    assert graph.layer_names == ["head"]
+
+
+def test_nodes_without_a_name_are_named_for_their_outputs_and_no_two_alike() -> None:
+    net = Net(6, 8, 8)
+    first, second = net.conv("x", 6, "a"), net.op("Relu", "x", name="b")
+    net.nodes[0].name, net.nodes[1].name = "", "a"
+    graph = net.graph(net.op("Add", first, second), example=images(3, 6), ranks=[4])
+    assert graph.layer_names == ["a"]
+    names = [str(node.name) for node in graph.model.graph]
+    assert len(set(names)) == 3
+
+
+def test_macs_of_a_network() -> None:
+    macs = {layer.name: layer.macs for layer in residual().layers}
+    assert macs == {"stem": 64 * 8 * 27, "left": 16 * 8 * 72, "right": 16 * 8 * 72, "head": 8 * 5}
+
+
+def test_an_unknown_layer_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="'tail'; known: stem, left, right, head"):
+        residual().layer("tail")
+    assert residual().layer("head").op == "Gemm"
+
+
+def test_weights_by_name() -> None:
+    graph = residual()
+    assert graph.weight(graph.layer("left").weight).shape == (8, 8, 3, 3)
+    with pytest.raises(KeyError):
+        graph.weight("nothing")
+
+
+def test_layers_are_rows_of_the_configuration() -> None:
+    config = schemes(residual(), "int8", head="fp32")
+    assert config.counts() == {"fp32": 1, "int8": 3}
+    assert np.sum([layer.bytes for layer in residual().layers]) == 4 * (27 * 8 + 8 + 2 * (72 * 8 + 8) + 45)

@@ -1,0 +1,67 @@
+"""Latency: the order of the calls, and intervals against the binomial distribution. No assertion on time itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mixq.latency import FEWEST_PAIRS, MOST_PAIRS, WARM_UP, measure_pair, median_interval
+
+
+@pytest.mark.parametrize("count", [*range(6, 41), 99, 100, 999, 1000])
+def test_the_interval_is_the_binomial_one(count: int) -> None:
+    values = np.random.default_rng(count).lognormal(size=count)
+    found = median_interval(values)
+    wanted = stats.quantile_test(values, p=0.5).confidence_interval(0.95)
+    assert (found.low, found.high) == (wanted.low, wanted.high)
+    assert found.median == np.median(values)
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+def test_too_few_values_give_their_whole_range(count: int) -> None:
+    found = median_interval(range(count))
+    assert (found.low, found.high) == (0, count - 1)
+
+
+def test_the_interval_of_negatives_is_the_mirrored_one() -> None:
+    values = np.random.default_rng(0).lognormal(size=37)
+    found, mirrored = median_interval(values), median_interval(-values)
+    assert (mirrored.low, mirrored.high) == (-found.high, -found.low)
+
+
+def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
+    """2,000 samples of 40: the share that holds the true median is that of the binomial, 96.2 %, ± 3 deviations."""
+    samples = np.random.default_rng(0).exponential(size=(2000, 40))
+    found = [median_interval(sample) for sample in samples]
+    share = np.mean([interval.low <= np.log(2) <= interval.high for interval in found])
+    wanted = stats.binom.cdf(26, 40, 0.5) - stats.binom.cdf(13, 40, 0.5)
+    assert share == pytest.approx(wanted, abs=3 * np.sqrt(wanted * (1 - wanted) / 2000))
+
+
+def test_calls_are_interleaved() -> None:
+    calls: list[str] = []
+    found = measure_pair(lambda: calls.append("a"), lambda: calls.append("b"), budget_s=0.0)
+    assert found.pairs == FEWEST_PAIRS
+    assert "".join(calls) == "ab" * WARM_UP + "abba" * (FEWEST_PAIRS // 2)
+
+
+def test_no_more_pairs_than_the_most() -> None:
+    assert measure_pair(lambda: None, lambda: None, budget_s=60.0).pairs == MOST_PAIRS
+
+
+def test_ratios_are_taken_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only the calls advance, each call slower than the last; the reference has three times the work."""
+    now, pace = [0.0], [1.0]
+
+    def spend(seconds: float) -> None:
+        pace[0] *= 1.01
+        now[0] += seconds * pace[0]
+
+    monkeypatch.setattr("mixq.latency.time.perf_counter", lambda: now[0])
+    found = measure_pair(lambda: spend(3.0), lambda: spend(1.0), budget_s=0.0)
+    assert found.reference.high > 1.1 * found.reference.low
+    assert found.candidate.high > 1.1 * found.candidate.low
+    assert found.speedup.low == pytest.approx(3, rel=0.011)
+    assert found.speedup.high == pytest.approx(3, rel=0.011)
+    assert found.reference.median == pytest.approx(3 * found.candidate.median, rel=0.011)
