@@ -113,11 +113,11 @@ class SearchJob:
                     self.folder / "sensitivity.csv", sensitivity_frame(self.sensitivity).to_csv(index=False)
                 )
 
-    def finish(self) -> dict[str, object]:
-        """Robustness of the best, the report, the last logs; the summary."""
+    def finish(self, hurry: bool = False) -> dict[str, object]:
+        """Robustness of the best (not in a hurry), the report, the last logs; the summary."""
         self.ensure_exported()
         best = self.best()
-        robustness = self._robustness(best)
+        robustness = None if hurry else self._robustness(best)
         self.write_tables()
         summary = {**self.summary(), "robustness": robustness}
         atomic.write_text(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
@@ -215,7 +215,15 @@ class SearchJob:
     def _log_files(self, summary: Mapping[str, object]) -> None:
         if self.tracker is None:
             return
-        names = ("summary.json", "pareto.csv", "sensitivity.csv", "report.html", "pareto.png", "best.json", "certificate.json")
+        names = (
+            "summary.json",
+            "pareto.csv",
+            "sensitivity.csv",
+            "report.html",
+            "pareto.png",
+            "best.json",
+            "certificate.json",
+        )
         best = self.best()
         metrics = {
             name: value

@@ -29,6 +29,7 @@ LEVELS = (
     ("searcher",),
     ("certificate", "probe", "exporter", "verifier", "trial_record", "tracking", "report"),
     ("job",),
+    ("launch",),
     ("api",),
     ("show",),
     ("cli",),

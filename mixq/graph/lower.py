@@ -49,7 +49,7 @@ def lower(
 
 
 def _store_weights(model: ir.Model, config: MixedPrecisionConfig) -> None:
-    nodes = nodes_by_name(model.graph)
-    for name, scheme in config.schemes.items():
-        if scheme.precision in (Precision.FP16, Precision.BF16):
-            store_as(model, nodes[name], IR_TYPES[scheme.precision])
+    for node in list(model.graph):  # in order: the Cast of a weight that layers share stands before the first of them
+        scheme = config.schemes.get(str(node.name))
+        if scheme is not None and scheme.precision in (Precision.FP16, Precision.BF16):
+            store_as(model, node, IR_TYPES[scheme.precision])

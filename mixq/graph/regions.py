@@ -1,7 +1,7 @@
 """Float regions: which float type every node has, and Casts at the borders of regions only.
 
 A layer has the type that the configuration gives it. The ops between layers take the type that most of their
-neighbors have, so that a region has no cast inside; where they are undecided, the configuration's `rest`.
+neighbors have, so that a region has no cast inside; where that is undecided, the configuration's `rest`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 
+import ml_dtypes
+import numpy as np
 import onnx_ir as ir
 
 from mixq.config import MixedPrecisionConfig, Precision
@@ -36,17 +38,43 @@ def float_types(model: ir.Model, config: MixedPrecisionConfig, on_codes: Collect
     fixed |= {str(node.name): Precision.FP32 for node in model.graph if node.op_type in FLOAT32_ONLY}
     fixed |= dict.fromkeys(on_codes, Precision.FP32)
     types: dict[str, Precision] = {name: fixed.get(name, config.rest) for name in names}
-    movable = [node for node in model.graph if node.name not in fixed]
-    # Each change removes a cast, so this ends.
-    while sum(_follow_neighbors(node, types) for node in movable):
-        pass
+    starts = dict.fromkeys((config.rest, *fixed.values()))
+    for island in _islands([node for node in model.graph if node.name not in fixed]):
+        _settle(island, types, list(starts))
     return types
 
 
+def _islands(movable: list[ir.Node]) -> list[list[ir.Node]]:
+    """`movable` in parts that no float tensor connects, each in the graph's order."""
+    left, order, islands = set(movable), {node: index for index, node in enumerate(movable)}, []
+    for node in movable:
+        found = [node] if node in left else []
+        left.discard(node)
+        for member in found:  # grows on the way
+            near = [neighbor for neighbor in dict.fromkeys(_neighbors(member)) if neighbor in left]
+            left.difference_update(near)
+            found += near
+        if found:
+            islands.append(sorted(found, key=order.__getitem__))
+    return islands
+
+
+def _settle(island: list[ir.Node], types: dict[str, Precision], starts: list[Precision]) -> None:
+    """Types with few casts: from each start, nodes follow their neighbors; the first start that needs fewest is taken."""
+    best: dict[str, Precision] = {}
+    fewest = None
+    for start in starts:
+        types.update((str(node.name), start) for node in island)
+        while sum(_follow_neighbors(node, types) for node in island):  # each change removes a cast, so this ends
+            pass
+        casts = sum(types[str(node.name)] != types[str(other.name)] for node in island for other in _neighbors(node))
+        if fewest is None or casts < fewest:
+            fewest, best = casts, {str(node.name): types[str(node.name)] for node in island}
+    types |= best
+
+
 def _follow_neighbors(node: ir.Node, types: dict[str, Precision]) -> bool:
-    neighbors = [value.producer() for value in node.inputs if value is not None and is_float(value)]
-    neighbors += [reader for output in node.outputs for reader in output.consumers()]
-    votes = Counter(types[str(neighbor.name)] for neighbor in neighbors if neighbor is not None)
+    votes = Counter(types[str(neighbor.name)] for neighbor in _neighbors(node))
     if not votes:
         return False
     (best, count), name = votes.most_common(1)[0], str(node.name)
@@ -54,6 +82,13 @@ def _follow_neighbors(node: ir.Node, types: dict[str, Precision]) -> bool:
         return False
     types[name] = best
     return True
+
+
+def _neighbors(node: ir.Node) -> list[ir.Node]:
+    """The nodes that `node` shares float tensors with."""
+    producers = [value.producer() for value in node.inputs if value is not None and is_float(value)]
+    readers = [reader for output in node.outputs if is_float(output) for reader in output.consumers()]
+    return [neighbor for neighbor in (*producers, *readers) if neighbor is not None]
 
 
 def insert_casts(model: ir.Model, types: dict[str, Precision]) -> None:
@@ -97,9 +132,9 @@ def _type_of(value: ir.Value, types: dict[str, Precision]) -> ir.DataType:
 def _typed_constant(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     if value.const_value is None:
         raise ValueError(f"{value.name} has no value")
-    return add_initializer(
-        graph, f"{value.name}_{dtype.name.lower()}", value.const_value.numpy().astype(dtype.numpy()), dtype
-    )
+    numbers, limit = value.const_value.numpy(), float(ml_dtypes.finfo(dtype.numpy()).max)
+    finite = np.where(np.isfinite(numbers), np.clip(numbers, -limit, limit), numbers)  # a mask of -1e9 is not to be -inf
+    return add_initializer(graph, f"{value.name}_{dtype.name.lower()}", finite.astype(dtype.numpy()), dtype)
 
 
 def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, before: ir.Node | None = None) -> ir.Value:

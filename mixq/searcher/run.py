@@ -13,7 +13,7 @@ from mixq.errors import MixqError
 from mixq.evaluator import Candidate, Evaluation, Evaluator
 from mixq.searcher.choices import Choices, Params
 from mixq.searcher.samplers import distributions
-from mixq.searcher.space import Constraints, Objective
+from mixq.searcher.space import Constraints, Objective, SearchSpace
 from mixq.searcher.stop import Stop
 from mixq.searcher.study import (
     ELAPSED,
@@ -61,9 +61,7 @@ def run(
     study: optuna.Study,
     evaluator: Evaluator,
     choices: Choices,
-    constraints: Constraints,
-    objectives: Sequence[Objective],
-    sampler_name: str,
+    space: SearchSpace,
     budget: Budget,
     stop: Stop,
     on_trial: OnTrial,
@@ -82,7 +80,7 @@ def run(
             repeats += 1
             continue
         done, repeats = done + 1, 0
-        store_trial(asked, config, asked.user_attrs.get(ORIGIN, sampler_name))
+        store_trial(asked, config, asked.user_attrs.get(ORIGIN, space.sampler))
         start, found = time.perf_counter(), None
         try:
             candidate = evaluator.prepare(config, progress)
@@ -91,25 +89,19 @@ def run(
             asked.set_user_attr(REASON, f"{type(error).__name__}: {error}")
         asked.set_user_attr(SECONDS, time.perf_counter() - start)
         asked.set_user_attr(ELAPSED, elapsed_before + time.monotonic() - budget.began)
-        _tell(study, asked, found[1] if found else None, constraints, objectives)
+        _tell(study, asked, found[1] if found else None, space)
         on_trial(trial_of(study.get_trials(deepcopy=False)[asked.number]), found[0] if found else None)
 
 
-def _tell(
-    study: optuna.Study,
-    asked: optuna.Trial,
-    evaluation: Evaluation | None,
-    constraints: Constraints,
-    objectives: Sequence[Objective],
-) -> None:
+def _tell(study: optuna.Study, asked: optuna.Trial, evaluation: Evaluation | None, space: SearchSpace) -> None:
     if evaluation is None:
         study.tell(asked, state=TrialState.FAIL)
         return
     store_evaluation(asked, evaluation)
     # Constraints come last: a retried trial inherits old ones, and a second set is ignored.
-    for name, value in violations(evaluation, constraints).items():
+    for name, value in violations(evaluation, space.constraints).items():
         asked.set_constraint(name, value)
-    study.tell(asked, [objective_value(evaluation, objective) for objective in objectives])
+    study.tell(asked, [objective_value(evaluation, objective) for objective in space.objectives])
 
 
 def violations(evaluation: Evaluation, constraints: Constraints) -> dict[str, float]:

@@ -1,0 +1,169 @@
+"""Opens what a command needs (an evaluator, a search job) and runs a search, with progress on the terminal."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixq import machine
+from mixq.config import LayerScheme, Precision
+from mixq.evaluator import Candidate, Evaluator
+from mixq.job import SearchJob
+from mixq.progress import Progress
+from mixq.runtimes import get_runtime
+from mixq.searcher.choices import make_choices
+from mixq.searcher.guided import Guide
+from mixq.searcher.run import Budget, enqueue, run
+from mixq.searcher.samplers import get_sampler
+from mixq.searcher.space import SearchSpace
+from mixq.searcher.stop import Stop
+from mixq.searcher.study import Study, fail_interrupted, load_sensitivity, open_study, store_sensitivity
+from mixq.searcher.trial import Trial
+from mixq.searcher.warmstart import warm_start
+from mixq.sensitivity import Sensitivity
+from mixq.sensitivity import analyze as analyze_layers
+from mixq.task import Task, load_task
+from mixq.tracking import Tracker, default_uri
+
+INT8 = LayerScheme(precision=Precision.INT8)
+ANALYSIS_ROWS = 200  # search rows that a search's own analysis looks at, for INT8: it steers, it does not decide
+NO_TRACKING = "none"
+
+
+def open_evaluator(task: str | Task, runtime: str, threads: int, progress: Progress) -> Evaluator:
+    """The evaluator of a task, checked, captured and calibrated: everything that can be refused is refused here."""
+    loaded = load_task(task) if isinstance(task, str) else task
+    evaluator = Evaluator(loaded, get_runtime(runtime), threads)
+    rows = sum(len(next(iter(batch.values()))) for batch in evaluator.data.calibration)
+    evaluator.data.split("search")
+    progress.say(f"capturing {task_name(task)} on {runtime} {evaluator.runtime.version}")
+    macs = sum(layer.macs for layer in evaluator.graph.layers)
+    progress.say(
+        f"{len(evaluator.graph.layers)} layers, {macs / 1e6:.1f} M multiply-accumulates; calibrating on {rows} rows"
+    )
+    found = evaluator.reference_metrics[loaded.primary]
+    progress.say(f"FP32: {loaded.primary} {found:.4f} on {evaluator.data.split('search').rows} search rows")
+    _ = evaluator.statistics
+    return evaluator
+
+
+def task_name(task: str | Task) -> str:
+    return task if isinstance(task, str) else type(task).__name__
+
+
+def analyze_with_bar(
+    evaluator: Evaluator,
+    schemes: list[LayerScheme],
+    rows: int | None,
+    progress: Progress,
+) -> Sensitivity:
+    """`mixq.sensitivity.analyze` for the schemes that the runtime can run somewhere, with a bar."""
+    runnable = [
+        s for s in schemes if any(evaluator.runtime.refusal(s, layer.op) is None for layer in evaluator.graph.layers)
+    ]
+    with progress.bar(len(runnable) * len(evaluator.graph.layers), "analyzing") as bar:
+        return analyze_layers(evaluator, runnable, rows=rows, progress=lambda _done, _total, note: bar.step(note))
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a search and its stores are called. storage (Optuna) and tracking (MLflow): URLs, None for SQLite files."""
+
+    task: str
+    study: str
+    storage: str | None = None
+    tracking: str | None = None
+
+
+def open_job(
+    evaluator: Evaluator,
+    space: SearchSpace,
+    folder: Path,
+    names: Names,
+    seed: int,
+    began: float,
+    progress: Progress,
+) -> SearchJob:
+    """Make the space concrete, open the study, analyze unless it knows already, start the tracking."""
+    choices = make_choices(space, evaluator.graph, evaluator.runtime, evaluator.fingerprint)
+    for note in choices.notes:
+        progress.warn(f"{note}; left out of the search")
+    url = names.storage or f"sqlite:///{folder.resolve() / 'study.db'}"
+    study = open_study(url, names.study, len(space.objectives), _identity(evaluator, space), None)
+    if fail_interrupted(study):
+        progress.warn("a trial of an earlier run was interrupted; it counts as failed")
+    seconds = {"setup": time.monotonic() - began}
+    sensitivity = _sensitivity(study, evaluator, seconds, progress)
+    guide = Guide(choices, evaluator.graph, sensitivity, space.objectives[0])
+    study.sampler = get_sampler(space.sampler, choices, guide, seed + len(study.trials))
+    enqueue(study, warm_start(choices, sensitivity))
+    tracker = _tracker(names, folder, evaluator, space, seed)
+    job = SearchJob(evaluator, space, choices, study, sensitivity, folder, names.task, seed, began, tracker, seconds)
+    job.recall()
+    return job
+
+
+def _sensitivity(study: Study, evaluator: Evaluator, seconds: dict[str, float], progress: Progress) -> Sensitivity:
+    """Of INT8: what the study has stored, else analyzed now."""
+    known = load_sensitivity(study)
+    if known is not None:
+        return known
+    start = time.monotonic()
+    found = analyze_with_bar(evaluator, [INT8], ANALYSIS_ROWS, progress)
+    seconds["analysis"] = time.monotonic() - start
+    store_sensitivity(study, found)
+    return found
+
+
+def _tracker(names: Names, folder: Path, evaluator: Evaluator, space: SearchSpace, seed: int) -> Tracker | None:
+    if names.tracking == NO_TRACKING:
+        return None
+    local = names.tracking is None
+    tracker = Tracker(names.tracking or default_uri(folder), names.study, folder / "mlartifacts" if local else None)
+    params = {
+        "runtime": evaluator.runtime.name,
+        "threads": evaluator.threads,
+        "seed": seed,
+        "space": space.model_dump(mode="json"),
+    }
+    tracker.start_study(names.study, params)
+    return tracker
+
+
+def _identity(evaluator: Evaluator, space: SearchSpace) -> dict[str, str]:
+    """What a study's numbers depend on: it is resumed only where all of this is the same."""
+    return {
+        "model": evaluator.fingerprint,
+        "metric": evaluator.task.primary,
+        "search data": evaluator.data.search_fingerprint(),
+        "space": hashlib.sha256(space.model_dump_json().encode()).hexdigest()[:16],
+        "runtime": f"{evaluator.runtime.name} {evaluator.runtime.version}",
+        "threads": str(evaluator.threads),
+        "cpu": str(machine.describe()["cpu"]),
+    }
+
+
+def run_job(job: SearchJob, budget: Budget, stop: Stop, progress: Progress) -> None:
+    """Search until the budget is spent or a stop is requested, with a bar that shows the best so far."""
+    with progress.bar(budget.trials, "searching", len(job.trials), budget.deadline) as bar:
+
+        def on_trial(trial: Trial, candidate: Candidate | None) -> None:
+            job.on_trial(trial, candidate)
+            bar.step(_standing(job))
+            if trial.state == "failed":
+                progress.warn(f"trial {trial.number} failed: {trial.reason}")
+
+        run(job.study, job.evaluator, job.choices, job.space, budget, stop, on_trial, bar.note)
+    if stop.requested:
+        progress.say("stopped; the same command goes on from here")
+
+
+def _standing(job: SearchJob) -> str:
+    """The best so far, for the bar."""
+    best = job.best()
+    if best is None or best.evaluation is None:
+        return "nothing within the constraints yet"
+    found = best.evaluation
+    return f"best: {found.speedup.median:.2f}× faster, {found.compression:.2f}× smaller, drop {found.drop:+.4f}"
