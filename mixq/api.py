@@ -16,7 +16,7 @@ from mixq.job import sensitivity_frame
 from mixq.launch import Names, analyze_with_bar, open_evaluator, open_job, run_job, task_name
 from mixq.progress import Progress
 from mixq.searcher.run import Budget
-from mixq.searcher.space import SearchSpace, load_space
+from mixq.searcher.space import SearchSpace, check_space, load_space
 from mixq.searcher.stop import stop_on_signals
 from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity
@@ -65,6 +65,8 @@ def analyze(
     rows: of the search split (None: all). With `out`, sensitivity.csv and sensitivity.png are written there. Raises
     InputError for what the task, the model or the arguments get wrong.
     """
+    if rows is not None and rows < 1:
+        raise InputError(f"rows must be at least 1, got {rows}")
     progress = Progress(quiet)
     folder = None if out is None else _writable(out)
     evaluator = open_evaluator(task, runtime, threads, progress)
@@ -172,7 +174,4 @@ def _space(space: str | Path | SearchSpace, max_drop: float | None, sampler: str
         content["constraints"]["max_drop"] = max_drop
     if sampler is not None:
         content["sampler"] = sampler
-    try:
-        return SearchSpace.model_validate(content)
-    except ValueError as error:
-        raise InputError(f"--max-drop {max_drop} or --sampler {sampler} cannot be used: {error}") from None
+    return check_space(content, "the search space, with --max-drop and --sampler")

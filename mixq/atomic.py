@@ -39,8 +39,7 @@ def write_together(folder: str | Path, files: Mapping[str, bytes]) -> None:
     Raises InputError, with the path and what to do, where the folder cannot be written.
     """
     folder = Path(folder)
-    with _explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # The lock is what makes one temporary name a file enough: whatever lies there was left by a killed process.
     with locked(folder, exclusive=True):
         temporary = {name: folder / f".{name}.tmp" for name in files}
@@ -59,13 +58,27 @@ def write_together(folder: str | Path, files: Mapping[str, bytes]) -> None:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Make `folder` where it is missing, and prove that it can be written, before hours of work rely on it.
+    """Prove that `folder` can be made and written, before hours of work rely on it; leave nothing behind.
 
     Raises InputError, with the path and what to do, where it cannot.
     """
-    proof = Path(folder) / ".writable"
-    write_bytes(proof, b"")
-    proof.unlink(missing_ok=True)
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        proof = folder / ".writable"
+        write_bytes(proof, b"")
+        proof.unlink(missing_ok=True)
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def make_folder(folder: str | Path) -> None:
+    """Make `folder` and its parents. Raises InputError where that fails."""
+    folder = Path(folder)
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

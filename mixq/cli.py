@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from mixq.errors import InputError, MixqError
 
@@ -45,8 +45,15 @@ def _show_warning(
         print(f"warning: {message}", file=sys.stderr)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments, as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"mixq: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mixq", description="Mixed-precision quantization by search on real kernels.")
+    parser = _Parser(prog="mixq", description="Mixed-precision quantization by search on real kernels.")
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_analyze(commands)

@@ -134,6 +134,9 @@ class Training(_Value):
     seed: int = Field(default=0, ge=0)
 
 
+_WRITTEN = "give a best.json that a search or an export wrote"
+
+
 class MixedPrecisionConfig(_Value):
     """A scheme for every layer of the model with fingerprint `model`; the only thing that decides what it computes.
 
@@ -198,8 +201,10 @@ class MixedPrecisionConfig(_Value):
         """Read `path` (JSON). Raises InputError for a missing, unreadable or invalid file."""
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the configuration {path}: {error}") from None
+        except OSError as error:
+            raise InputError(f"cannot read the configuration {path}: {error.strerror}; {_WRITTEN}") from None
+        except UnicodeDecodeError:
+            raise InputError(f"the configuration {path} is no text (UTF-8); {_WRITTEN}") from None
 
     def check_for(self, model: str, layers: Iterable[str]) -> None:
         """Raises InputError unless this is a configuration of the model with this fingerprint and these layers."""

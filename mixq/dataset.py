@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from mixq.errors import InputError
+from mixq.corruptions import Corruption, image_corruptions
+from mixq.errors import InputError, first_line, raised
 from mixq.task import Array, Inputs, Outputs, Task
 
 SPLITS = ("search", "holdout")
@@ -41,17 +42,30 @@ class TaskData:
 
     @cached_property
     def calibration(self) -> tuple[Inputs, ...]:
-        return self._inputs("calibration")
+        return tuple(rebatched(list(self._inputs("calibration")), self.batch_rows))
 
     @cached_property
     def training(self) -> tuple[Inputs, ...]:
         """As the Task cuts them: the batch size of training is the user's."""
-        return tuple(_checked_inputs(self._call("training"), "training"))
+        return tuple(self._inputs("training", _types(self.example)))
 
     @property
     def example(self) -> Inputs:
         """The first calibration row of every input."""
         return {name: value[:1] for name, value in self.calibration[0].items()}
+
+    def model(self) -> Any:
+        """What the Task's `model` returns."""
+        return _guarded(self._name("model"), self.task.model)
+
+    def corruptions(self) -> Mapping[str, Corruption]:
+        """The Task's own, or else those for images; each checked, whenever it is called, to keep names and rows."""
+        method = self._name("corruptions")
+        found = _guarded(method, self.task.corruptions)
+        if not isinstance(found, Mapping):
+            raise InputError(f"{method} must return a dict name → function of inputs, got {type(found).__name__}")
+        own = {str(name): _checked_corruption(f"{method}: {name!r}", corrupt) for name, corrupt in found.items()}
+        return own or image_corruptions(self.example)
 
     def split(self, name: str) -> Split:
         if name not in self._splits:
@@ -69,20 +83,23 @@ class TaskData:
 
     def metrics(self, outputs: Outputs, split: Split) -> dict[str, float]:
         """The Task's metrics as floats, checked to hold the primary one and no NaN."""
-        cls, targets = type(self.task).__name__, split.targets
+        method, targets = self._name("metrics"), split.targets
         for name, value in outputs.items():
             if len(value) != len(targets):
                 raise InputError(
-                    f"the model's output {name!r} has {len(value)} rows but {cls}.batches({split.name!r}) gave "
-                    f"{len(targets)} targets; yield one target a row"
+                    f"the model's output {name!r} has {len(value)} rows but {self._name('batches', split.name)} gave "
+                    f"{len(targets)} targets; the model must keep the batch axis first"
                 )
-        found = _guarded(cls, "metrics", lambda: self.task.metrics(outputs, targets))
+        found = _guarded(method, lambda: self.task.metrics(outputs, targets))
         if not isinstance(found, Mapping):
-            raise InputError(f"{cls}.metrics must return a dict name → float, got {type(found).__name__}")
-        checked = {str(name): _metric_value(cls, name, value) for name, value in found.items()}
+            raise InputError(f"{method} must return a dict name → float, got {type(found).__name__}")
+        checked = {str(name): _metric_value(method, name, value) for name, value in found.items()}
         if self.task.primary not in checked:
-            known = ", ".join(checked) or "none"
-            raise InputError(f"{cls}.metrics returned {known}, without the primary metric {self.task.primary!r}")
+            known = ", ".join(checked) or "nothing"
+            raise InputError(
+                f"{method} returned {known}, without the primary metric {self.task.primary!r}; return it, or set "
+                "`primary` to one of those"
+            )
         return checked
 
     def warn_if_splits_are_equal(self) -> bool:
@@ -99,37 +116,36 @@ class TaskData:
         return equal
 
     def _read_split(self, name: str) -> Split:
-        cls = type(self.task).__name__
-        inputs, targets = [], []
-        for item in _iterated(cls, f"batches({name!r})", self._call("batches", name)):
+        method, inputs, targets = self._name("batches", name), [], []
+        for item in self._call("batches", name):
             if not (isinstance(item, tuple | list) and len(item) == 2):
-                raise InputError(f"{cls}.batches({name!r}) must yield pairs (inputs, targets)")
+                raise InputError(f"{method} must yield pairs (inputs, targets), got {type(item).__name__}")
             inputs.append(item[0])
-            targets.append(np.asarray(item[1]))
-        checked = list(_checked_inputs(inputs, f"batches({name!r})"))
+            targets.append(_target_array(method, item[1]))
+        checked = list(_checked_inputs(inputs, method, _types(self.example)))
         for batch, target in zip(checked, targets, strict=True):
-            if target.ndim == 0 or len(target) != row_count(batch):
-                raise InputError(
-                    f"{cls}.batches({name!r}): a batch of {row_count(batch)} rows came with targets of shape "
-                    f"{target.shape}; yield one target a row"
-                )
+            _check_targets(method, row_count(batch), target, targets[0])
         split = Split(name, tuple(rebatched(checked, self.batch_rows)), np.concatenate(targets))
         if split.rows % self.task.rows_per_sample:
             raise InputError(
-                f"{cls}.batches({name!r}) gave {split.rows} rows, which rows_per_sample = "
-                f"{self.task.rows_per_sample} does not divide"
+                f"{method} gave {split.rows} rows, which rows_per_sample = {self.task.rows_per_sample} does not "
+                "divide; leave out the rows of the last, incomplete sample"
             )
         return split
 
-    def _inputs(self, method: str) -> tuple[Inputs, ...]:
-        return tuple(rebatched(list(_checked_inputs(self._call(method), method)), self.batch_rows))
+    def _inputs(self, method: str, wanted: Mapping[str, Any] | None = None) -> Iterator[Inputs]:
+        return _checked_inputs(self._call(method), self._name(method), wanted)
 
-    def _call(self, method: str, *arguments: str) -> Iterable[Any]:
-        cls = type(self.task).__name__
-        found: Any = _guarded(cls, method, lambda: getattr(self.task, method)(*arguments))
+    def _call(self, method: str, *arguments: str) -> Iterator[Any]:
+        name = self._name(method, *arguments)
+        found: Any = _guarded(name, lambda: getattr(self.task, method)(*arguments))
         if not isinstance(found, Iterable):
-            raise InputError(f"{cls}.{method} must yield batches, got {type(found).__name__}; use `yield`")
-        return _iterated(cls, method, found)
+            raise InputError(f"{name} must yield batches, got {type(found).__name__}; use `yield`")
+        return _iterated(name, found)
+
+    def _name(self, method: str, *arguments: str) -> str:
+        """How messages call a method of the Task: "Tiny.batches('search')"."""
+        return f"{type(self.task).__name__}.{method}" + (f"({', '.join(map(repr, arguments))})" if arguments else "")
 
 
 def row_count(batch: Inputs) -> int:
@@ -174,27 +190,76 @@ def _same(left: Sequence[Inputs], right: Sequence[Inputs]) -> bool:
     )
 
 
-def _checked_inputs(batches: Iterable[Any], method: str) -> Iterator[Inputs]:
-    names: set[str] | None = None
+def _types(batch: Inputs) -> dict[str, Any]:
+    return {name: value.dtype for name, value in batch.items()}
+
+
+def _target_array(method: str, value: Any) -> Array:
+    try:
+        found = np.asarray(value)
+    except Exception as error:  # whatever a list of unequal rows or a tensor of another library raises
+        raise InputError(f"{method}: the targets are no array: {first_line(error)}; yield one array a batch") from error
+    if found.dtype.kind == "O":
+        raise InputError(f"{method}: the targets are Python objects; yield an array of numbers or strings")
+    return found
+
+
+def _check_targets(method: str, rows: int, target: Array, first: Array) -> None:
+    if target.ndim == 0 or len(target) != rows:
+        raise InputError(
+            f"{method}: a batch of {rows} rows came with targets of shape {target.shape}; yield one target a row"
+        )
+    if target.shape[1:] != first.shape[1:]:
+        raise InputError(
+            f"{method}: targets of shape {target.shape} came after {first.shape}; all but the first axis must be equal"
+        )
+
+
+def _checked_corruption(name: str, corrupt: Corruption) -> Corruption:
+    def checked(inputs: Inputs) -> Inputs:
+        found: Inputs = _guarded(name, lambda: corrupt(inputs))
+        _check_batch(name, found)
+        if _types(found) != _types(inputs) or row_count(found) != row_count(inputs):
+            raise InputError(f"{name} changed the inputs' names, types or rows; it must keep them")
+        return found
+
+    return checked
+
+
+def _checked_inputs(batches: Iterable[Any], method: str, wanted: Mapping[str, Any] | None = None) -> Iterator[Inputs]:
+    """The batches as dicts. `wanted`: the type of every input by name, by default that of the first batch."""
+    empty = True
     for batch in batches:
-        if not isinstance(batch, Mapping) or not batch:
-            raise InputError(f"{method} must yield dicts name → numpy array, got {type(batch).__name__}")
-        for name, value in batch.items():
-            _check_array(method, name, value)
-        rows = {len(value) for value in batch.values()}
-        if len(rows) > 1 or rows == {0}:
+        empty = False
+        _check_batch(method, batch)
+        wanted = wanted or _types(batch)
+        if _types(batch) != wanted:
             raise InputError(
-                f"{method}: the inputs of one batch have {sorted(rows)} rows; all need the same, at least 1"
+                f"{method}: the inputs are {_listed(_types(batch))}, before they were {_listed(wanted)}; names and "
+                "types must be those of calibration in every batch"
             )
-        names = names or set(batch)
-        if set(batch) != names:
-            raise InputError(f"{method}: a batch has the inputs {sorted(batch)}, an earlier one {sorted(names)}")
         yield dict(batch)
-    if names is None:
+    if empty:
         raise InputError(f"{method} yields nothing; it must yield at least one batch of inputs")
 
 
-def _check_array(method: str, name: str, value: Any) -> None:
+def _check_batch(method: str, batch: Any) -> None:
+    if not isinstance(batch, Mapping) or not batch:
+        raise InputError(f"{method} must yield dicts name → numpy array, got {type(batch).__name__}")
+    for name, value in batch.items():
+        _check_array(method, name, value)
+    rows = {len(value) for value in batch.values()}
+    if len(rows) > 1 or rows == {0}:
+        raise InputError(f"{method}: the inputs of one batch have {sorted(rows)} rows; all need the same, at least 1")
+
+
+def _listed(types: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} ({dtype})" for name, dtype in types.items())
+
+
+def _check_array(method: str, name: Any, value: Any) -> None:
+    if not isinstance(name, str):
+        raise InputError(f"{method}: an input is named {name!r}; names are strings, as the model has them")
     if not isinstance(value, np.ndarray):
         raise InputError(
             f"{method}: the input {name!r} is a {type(value).__name__}, not a numpy array; "
@@ -202,30 +267,32 @@ def _check_array(method: str, name: str, value: Any) -> None:
         )
     if value.ndim == 0:
         raise InputError(f"{method}: the input {name!r} has no batch axis; put the batch on the first axis")
+    if value.dtype.kind not in "fiub":
+        raise InputError(f"{method}: the input {name!r} is of type {value.dtype}; a model takes numbers")
     if value.dtype == np.float64:
         raise InputError(f"{method}: the input {name!r} is float64; convert it with .astype(np.float32)")
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         raise InputError(f"{method}: the input {name!r} holds NaN or infinite values; clean the data")
 
 
-def _metric_value(cls: str, name: object, value: Any) -> float:
+def _metric_value(method: str, name: object, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
-        raise InputError(f"{cls}.metrics: {name!r} is a {type(value).__name__}, not a number; return float(...)")
+        raise InputError(f"{method}: {name!r} is a {type(value).__name__}, not a number; return float(...)")
     if not math.isfinite(value):
-        raise InputError(f"{cls}.metrics: {name!r} is {value}; a metric must be a finite number")
+        raise InputError(f"{method}: {name!r} is {value}; a metric must be a finite number")
     return float(value)
 
 
-def _guarded(cls: str, method: str, call: Any) -> Any:
+def _guarded(method: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except InputError:
         raise
-    except Exception as error:
-        raise InputError(f"{cls}.{method} raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise raised(method, error) from error
 
 
-def _iterated(cls: str, method: str, batches: Iterable[Any]) -> Iterator[Any]:
+def _iterated(method: str, batches: Iterable[Any]) -> Iterator[Any]:
     iterator = iter(batches)
     while True:
         try:
@@ -234,6 +301,6 @@ def _iterated(cls: str, method: str, batches: Iterable[Any]) -> Iterator[Any]:
             return
         except InputError:
             raise
-        except Exception as error:
-            raise InputError(f"{cls}.{method} raised {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            raise raised(method, error) from error
         yield item

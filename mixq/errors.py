@@ -1,5 +1,13 @@
 """The errors that mixq raises on purpose; each says what is wrong, by which rule, and what to do."""
 
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from pathlib import Path
+
+_NOT_THE_USERS = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), str(Path(__file__).parent))
+
 
 class MixqError(Exception):
     """Something that mixq cannot carry out; exit code 1 on the command line."""
@@ -7,3 +15,16 @@ class MixqError(Exception):
 
 class InputError(MixqError):
     """What the user brought (task, model, data, space, configuration, folder) cannot be used; exit code 2."""
+
+
+def first_line(error: BaseException) -> str:
+    """What it says, cut to one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def raised(what: str, error: BaseException) -> InputError:
+    """The error that code of the user's, `what`, raised, and the line of theirs that it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if not f.filename.startswith(("<", *_NOT_THE_USERS))]
+    where = f" ({Path(theirs[-1].filename).name} line {theirs[-1].lineno})" if theirs else ""
+    return InputError(f"{what} raised {type(error).__name__}: {first_line(error)}{where}")

@@ -85,7 +85,7 @@ class Evaluator:
     `threads` is for latency; accuracy is evaluated with all cores. Raises InputError for what the task gets wrong.
     """
 
-    def __init__(self, task: Task, runtime: Runtime, threads: int = 1, latency_budget_s: float = 0.3) -> None:
+    def __init__(self, task: Task, runtime: Runtime, threads: int = 1, latency_budget_s: float = 0.2) -> None:
         if not 1 <= threads <= machine.cores():
             raise InputError(f"threads must be from 1 to {machine.cores()} (the cores of this machine), got {threads}")
         self.task, self.runtime, self.threads = task, runtime, threads

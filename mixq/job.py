@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from mixq import atomic, machine, report
-from mixq.certificate import CERTIFICATE, Certificate, FileMark
+from mixq.certificate import CERTIFICATE, MODEL, Certificate, FileMark
 from mixq.config import Precision
 from mixq.errors import InputError
 from mixq.evaluator import Candidate, Evaluation, Evaluator
@@ -19,12 +19,14 @@ from mixq.exporter import export
 from mixq.searcher.choices import Choices
 from mixq.searcher.run import best_of, objective_value
 from mixq.searcher.space import SearchSpace
-from mixq.searcher.study import Study, pruned_count, trials_of
+from mixq.searcher.study import Study, load_holdout, pruned_count, store_holdout, trials_of
 from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity
 from mixq.tracking import Tracker
 
 Seconds = dict[str, float]
+
+HOLDOUT_SHARE = 0.1  # of a search's time at most for looking at the holdout split before the end
 
 
 @dataclass
@@ -42,7 +44,6 @@ class SearchJob:
     began: float
     tracker: Tracker | None
     seconds: Seconds = field(default_factory=dict)
-    holdouts: dict[str, Mapping[str, object]] = field(default_factory=dict)
     trials: list[Trial] = field(default_factory=list)
     contenders: dict[str, Candidate] = field(default_factory=dict)
     exported_id: str | None = None
@@ -70,6 +71,8 @@ class SearchJob:
             self.contenders[trial.config.id] = candidate
         if trial.feasible:
             self.ensure_exported()
+            if self.seconds.get("holdout", 0.0) <= HOLDOUT_SHARE * (time.monotonic() - self.began):
+                self.hold_out()
         self.write_tables()
 
     def ensure_exported(self) -> None:
@@ -95,13 +98,22 @@ class SearchJob:
         able = {t.config.id for t in self.trials if t.evaluation and t.evaluation.speedup.high >= limit}
         self.contenders = {name: candidate for name, candidate in self.contenders.items() if name in able}
 
+    def hold_out(self) -> None:
+        """Report on the best so far from the holdout split, unless that is known already."""
+        best = self.best()
+        if best is None or load_holdout(self.study, best.config.id) is not None:
+            return
+        with self._timed("holdout"):
+            store_holdout(self.study, best.config.id, self.evaluator.holdout(self._exported_candidate(best)))
+
+    def _exported_candidate(self, best: Trial) -> Candidate:
+        model = (self.folder / MODEL).read_bytes()
+        return Candidate(best.config, model, self.evaluator.runtime.options(best.config))
+
     def recall(self) -> None:
-        """After a resume: what earlier runs know of the model that lies in the folder."""
+        """After a resume: whose model lies in the folder, if it is whole."""
         certificate = exported(self.folder)
-        held = None if certificate is None else certificate.extra.get("holdout")
-        if certificate is not None and isinstance(held, Mapping):
-            self.holdouts[certificate.config_id] = held
-            self.exported_id = certificate.config_id
+        self.exported_id = None if certificate is None else certificate.config_id
 
     def write_tables(self) -> None:
         """summary.json, pareto.csv and sensitivity.csv as they are now."""
@@ -116,6 +128,7 @@ class SearchJob:
     def finish(self, hurry: bool = False) -> dict[str, object]:
         """Robustness of the best (not in a hurry), the report, the last logs; the summary."""
         self.ensure_exported()
+        self.hold_out()
         best = self.best()
         robustness = None if hurry else self._robustness(best)
         self.write_tables()
@@ -178,7 +191,7 @@ class SearchJob:
             "schemes": best.config.counts(),
             "rest": best.config.rest.value,
             "silent_layers": list(evaluation.silent),
-            "holdout": self.holdouts.get(best.config.id),
+            "holdout": load_holdout(self.study, best.config.id),
         }
 
     def _counts(self, trials: list[Trial]) -> dict[str, int]:
@@ -196,20 +209,15 @@ class SearchJob:
         return {name: round(value, 3) for name, value in parts.items()}
 
     def _export(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        with self._timed("holdout"):
-            held = self.evaluator.holdout(candidate)
-            self.holdouts[candidate.config.id] = held
         with self._timed("export"):
-            export(self.evaluator, candidate, evaluation, self.folder, {"holdout": held})
+            export(self.evaluator, candidate, evaluation, self.folder)
         self.exported_id = candidate.config.id
 
     def _robustness(self, best: Trial | None) -> dict[str, dict[str, float]]:
         with self._timed("robustness"):
             found = {"fp32": self.evaluator.robustness(self.evaluator.reference)}
             if best is not None:
-                model = (self.folder / "best.onnx").read_bytes()
-                candidate = Candidate(best.config, model, self.evaluator.runtime.options(best.config))
-                found["best"] = self.evaluator.robustness(candidate)
+                found["best"] = self.evaluator.robustness(self._exported_candidate(best))
             return found
 
     def _log_files(self, summary: Mapping[str, object]) -> None:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixq import machine
+from mixq import atomic, machine
 from mixq.config import LayerScheme, Precision
 from mixq.evaluator import Candidate, Evaluator
 from mixq.job import SearchJob
@@ -90,6 +90,7 @@ def open_job(
     choices = make_choices(space, evaluator.graph, evaluator.runtime, evaluator.fingerprint)
     for note in choices.notes:
         progress.warn(f"{note}; left out of the search")
+    atomic.make_folder(folder)
     url = names.storage or f"sqlite:///{folder.resolve() / 'study.db'}"
     study = open_study(url, names.study, len(space.objectives), _identity(evaluator, space), None)
     if fail_interrupted(study):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy.typing as npt
 
-from mixq.errors import InputError
+from mixq.errors import InputError, raised
 
 Array = npt.NDArray[Any]
 Inputs = Mapping[str, Array]
@@ -65,7 +65,7 @@ def load_task(spec: str) -> Task:
     module = _load_file(Path(location)) if location.endswith(".py") else _load_module(location)
     found = getattr(module, class_name, None)
     if not isinstance(found, type):
-        known = [name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, Task)]
+        known = [name for name, value in vars(module).items() if _is_task(value)]
         raise InputError(f"{location} has no class {class_name}; its tasks: {', '.join(known) or 'none'}")
     return instantiate(found)
 
@@ -86,16 +86,18 @@ def instantiate(cls: type) -> Task:
         return cls()
     except InputError:
         raise
-    except Exception as error:
-        raise InputError(f"{cls.__name__}() raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise raised(f"{cls.__name__}(), called without arguments,", error) from error
+
+
+def _is_task(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Task) and value is not Task
 
 
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"there is no file {path}; TASK is file.py:Class")
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # so that the task's file can import its neighbors
+    _make_importable(path.resolve().parent)  # so that the task's file can import its neighbors
     spec = importlib.util.spec_from_file_location(f"mixq_task_{abs(hash(str(path.resolve())))}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} cannot be imported as Python")
@@ -111,7 +113,13 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def _load_module(name: str) -> ModuleType:
+    _make_importable(Path.cwd())  # where `python -m` would look too
     return _imported(name, lambda: importlib.import_module(name))
+
+
+def _make_importable(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 
 def _imported(name: str, load: Callable[[], ModuleType]) -> ModuleType:
@@ -119,5 +127,7 @@ def _imported(name: str, load: Callable[[], ModuleType]) -> ModuleType:
         return load()
     except InputError:
         raise
-    except Exception as error:
-        raise InputError(f"importing {name} raised {type(error).__name__}: {error}") from error
+    except ModuleNotFoundError as error:
+        raise InputError(f"importing {name}: {error}; install it, or run mixq in the folder that holds it") from error
+    except (Exception, SystemExit) as error:
+        raise raised(f"importing {name}", error) from error

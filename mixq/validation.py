@@ -10,11 +10,20 @@ from pydantic import BaseModel, ValidationError
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[tuple[tuple[int | str, ...], str]]:
     """For each violation: where it is (path of keys) and a sentence. `model` is the class that was validated."""
-    return [(item["loc"], _sentence(item, model)) for item in error.errors()]
+    found = error.errors()
+    return [(item["loc"], _sentence(item, model)) for item in found if not _follows(item, found)]
 
 
 def dotted(location: Sequence[int | str]) -> str:
     return ".".join(str(part) for part in location) or "(top level)"
+
+
+def _follows(item: Any, found: Sequence[Any]) -> bool:
+    """A list that is too short only because none of its items is valid: these are told."""
+    depth = len(item["loc"])
+    return item["type"] == "too_short" and any(
+        len(other["loc"]) > depth and other["loc"][:depth] == item["loc"] for other in found
+    )
 
 
 def _sentence(item: Any, model: type[BaseModel]) -> str:
@@ -23,6 +32,10 @@ def _sentence(item: Any, model: type[BaseModel]) -> str:
         return f"{where}: unknown field; known: {', '.join(_fields(model, item['loc'][:-1]))}"
     if item["type"] == "missing":
         return f"{where}: required, but missing"
+    if item["type"] in ("model_type", "dict_type", "mapping_type"):
+        return f"{where}: must be a mapping of names to values, got {type(item['input']).__name__}"
+    if item["type"] in ("tuple_type", "list_type"):
+        return f"{where}: must be a list, e.g. [a, b], got {item['input']!r}"
     message = item["msg"].removeprefix("Value error, ")
     shown = repr(item["input"])
     return f"{where}: {message}" + ("" if len(shown) > 80 else f" (got {shown})")

@@ -163,8 +163,9 @@ class Lowered:
         return onnx.load_model_from_string(self.model)
 
     def executed(self, inputs: Inputs) -> Mapping[str, str]:
-        """Precision by layer, from the audit."""
-        return {kernel.layer: kernel.executed for kernel in self.executable.audit(self.graph.layers, inputs)}
+        """Precision by layer, from the audit; without layers that OpenVINO fused into one Subgraph of one precision."""
+        found = self.executable.audit(self.graph.layers, inputs)
+        return {kernel.layer: kernel.executed for kernel in found if not kernel.kernel.startswith("Subgraph")}
 
 
 def observed(graph: Graph, runtime: Runtime, inputs: Inputs) -> Statistics:

@@ -166,8 +166,12 @@ def test_a_read_only_file_system_is_explained(tmp_path: Path, monkeypatch: pytes
         atomic.check_writable(tmp_path)
 
 
-def test_check_writable_makes_the_folder_and_leaves_it_empty(tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "folder"
-    atomic.check_writable(folder)
-    assert folder.is_dir()
-    assert contents(folder) == {}
+def test_check_writable_leaves_nothing_behind(tmp_path: Path) -> None:
+    atomic.check_writable(tmp_path / "new" / "folder")
+    assert contents(tmp_path) == {}
+
+
+def test_check_writable_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(b"1")
+    atomic.check_writable(tmp_path)
+    assert contents(tmp_path) == {"kept": b"1"}

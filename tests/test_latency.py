@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from mixq.latency import FEWEST_PAIRS, MOST_PAIRS, WARM_UP, measure_pair, median_interval
+from mixq.latency import FEWEST_PAIRS, MOST_PAIRS, PATIENCE, WARM_UP, measure_pair, median_interval
 
 
-@pytest.mark.parametrize("count", [*range(6, 41), 99, 100, 999, 1000])
-def test_the_interval_is_the_binomial_one(count: int) -> None:
-    values = np.random.default_rng(count).lognormal(size=count)
+@pytest.mark.parametrize("size", [*range(6, 41), 99, 100, 999, 1000])
+def test_the_interval_is_the_binomial_one(size: int) -> None:
+    values = np.random.default_rng(size).lognormal(size=size)
     found = median_interval(values)
     wanted = stats.quantile_test(values, p=0.5).confidence_interval(0.95)
     assert (found.low, found.high) == (wanted.low, wanted.high)
     assert found.median == np.median(values)
 
 
-@pytest.mark.parametrize("count", range(1, 6))
-def test_too_few_values_give_their_whole_range(count: int) -> None:
-    found = median_interval(range(count))
-    assert (found.low, found.high) == (0, count - 1)
+@pytest.mark.parametrize("size", range(1, 6))
+def test_too_few_values_give_their_whole_range(size: int) -> None:
+    found = median_interval(range(size))
+    assert (found.low, found.high) == (0, size - 1)
 
 
 def test_the_interval_of_negatives_is_the_mirrored_one() -> None:
@@ -46,20 +49,41 @@ def test_calls_are_interleaved() -> None:
     assert "".join(calls) == "ab" * WARM_UP + "abba" * (FEWEST_PAIRS // 2)
 
 
-def test_no_more_pairs_than_the_most() -> None:
-    assert measure_pair(lambda: None, lambda: None, budget_s=60.0).pairs == MOST_PAIRS
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A clock that only its spending moves on."""
+    now = [0.0]
+    monkeypatch.setattr("mixq.latency.time.perf_counter", lambda: now[0])
+
+    def spend(seconds: float) -> None:
+        now[0] += seconds
+
+    return spend
+
+
+def test_the_budget_bounds_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    spend = ticking(monkeypatch)
+    found = measure_pair(lambda: spend(2.0), lambda: spend(1.0), budget_s=150.0)
+    assert found.pairs == 50
+    assert (found.reference.median, found.candidate.median, found.speedup.median) == (2000, 1000, 2)
+
+
+def test_fast_calls_are_timed_no_more_often_than_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    spend = ticking(monkeypatch)
+    assert measure_pair(lambda: spend(2e-6), lambda: spend(1e-6), budget_s=60.0).pairs == MOST_PAIRS
+
+
+def test_a_noisy_ratio_is_measured_with_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ratios of 1 and 3 in turn: their interval never gets narrow."""
+    spend, calls = ticking(monkeypatch), count()
+    found = measure_pair(lambda: spend(3.0 if next(calls) % 2 else 1.0), lambda: spend(1.0), budget_s=150.0)
+    assert found.pairs == PATIENCE * 50
+    assert (found.speedup.low, found.speedup.high) == (1, 3)
 
 
 def test_ratios_are_taken_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that only the calls advance, each call slower than the last; the reference has three times the work."""
-    now, pace = [0.0], [1.0]
-
-    def spend(seconds: float) -> None:
-        pace[0] *= 1.01
-        now[0] += seconds * pace[0]
-
-    monkeypatch.setattr("mixq.latency.time.perf_counter", lambda: now[0])
-    found = measure_pair(lambda: spend(3.0), lambda: spend(1.0), budget_s=0.0)
+    spend, pace = ticking(monkeypatch), (1.01**i for i in count())
+    found = measure_pair(lambda: spend(3 * next(pace)), lambda: spend(next(pace)), budget_s=0.0)
     assert found.reference.high > 1.1 * found.reference.low
     assert found.candidate.high > 1.1 * found.candidate.low
     assert found.speedup.low == pytest.approx(3, rel=0.011)

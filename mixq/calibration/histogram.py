@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ from mixq.errors import InputError
 from mixq.task import Array
 
 BINS = 4096
+SMALLEST = 2.0**-40  # limit
 SAMPLE = 2**18  # values of a batch that enter the histogram at most; minimum and maximum see all of them
 
 
@@ -26,15 +28,15 @@ class TensorStatistics:
     counts: Array = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     def update(self, values: Array) -> None:
-        """Add a batch of any shape. Raises InputError where it holds NaN or infinity."""
+        """Add a batch of any shape, an empty one too. Raises InputError where it holds NaN or infinity."""
+        if not values.size:
+            return
         low, high = float(values.min()), float(values.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             raise InputError("an activation is NaN or infinite on the calibration inputs; check model and inputs")
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._grow(max(abs(low), abs(high)))
-        flat = values.reshape(-1)
-        stride = -(-flat.size // SAMPLE)
-        self._count(flat[::stride])
+        self._count(values.reshape(-1)[:: _stride(values.size)])
 
     @property
     def width(self) -> float:
@@ -47,7 +49,7 @@ class TensorStatistics:
 
     def _grow(self, magnitude: float) -> None:
         if self.limit == 0.0:
-            self.limit = 2.0 ** np.ceil(np.log2(magnitude)) if magnitude > 0 else 2.0**-20
+            self.limit = max(2.0 ** np.ceil(np.log2(magnitude)), SMALLEST) if magnitude > 0 else SMALLEST
         while self.limit <= magnitude:
             merged = self.counts.reshape(-1, 2).sum(1)
             self.counts = np.zeros(BINS, np.int64)
@@ -55,5 +57,14 @@ class TensorStatistics:
             self.limit *= 2
 
     def _count(self, values: Array) -> None:
-        index = ((values + np.float32(self.limit)) * np.float32(BINS / (2 * self.limit))).astype(np.int32)
-        self.counts += np.bincount(np.clip(index, 0, BINS - 1, out=index), minlength=BINS)
+        # Scaling by a power of two is exact, so a value on a bin's edge falls on the same side whatever the limit is.
+        index = np.floor(values * np.float32(BINS / (2 * self.limit))).astype(np.int32) + BINS // 2
+        self.counts += np.bincount(index, minlength=BINS)
+
+
+def _stride(size: int) -> int:
+    """At most SAMPLE values of `size`; prime to it, or rows and columns of a tensor would be seen in part only."""
+    stride = -(-size // SAMPLE)
+    while math.gcd(stride, size) > 1:
+        stride += 1
+    return stride

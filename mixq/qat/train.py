@@ -50,6 +50,8 @@ def train(
     torch.set_num_threads(machine.cores())
     losses = tuple(_steps(twin, config.training, batches, teacher, progress))
     values = twin.parameter_values()
+    if not all(np.isfinite(value).all() for value in values.values()):
+        raise MixqError(f"training diverged at its last step, {len(losses)}; lower the learning rate")
     trained = {key: values[name] for name, key in targets.items()}
     return replace(parameters, values={**parameters.values, **trained}), losses
 
@@ -81,7 +83,7 @@ def _steps(
         if not math.isfinite(value):
             raise MixqError(f"training diverged at step {step} (loss {value}); lower the learning rate")
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(twin.parameters(), CLIP_NORM)
         optimizer.step()
         schedule.step()
@@ -100,10 +102,18 @@ def _order(count: int, settings: Training) -> Iterator[int]:
 
 
 def _loss(twin: Twin, inputs: Inputs, answers: Outputs) -> torch.Tensor:
-    found = twin({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()})
+    found = twin({name: torch.from_numpy(np.array(value)) for name, value in inputs.items()})
     losses = []
     for name, answer in answers.items():
         if answer.dtype.kind == "f":
             wanted = torch.from_numpy(answer)
-            losses.append(torch.mean((found[name] - wanted) ** 2) / wanted.var().clamp_min(1e-12))
+            losses.append(torch.mean((found[name] - wanted) ** 2) / _spread(wanted))
+    if not losses:
+        raise MixqError("the model has no float output that training could bring close to FP32's; leave out stage qat")
     return torch.stack(losses).mean()
+
+
+def _spread(values: torch.Tensor) -> torch.Tensor:
+    """Their variance; the mean square where all are equal, as where a batch has one value only."""
+    variance, square = values.var(correction=0), values.square().mean()
+    return torch.where(variance > 1e-12 * square, variance, square).clamp_min(1e-12)

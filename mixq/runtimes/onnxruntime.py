@@ -22,8 +22,9 @@ REFUSED = {
     Precision.BF16: "ONNX Runtime's CPU provider has no BF16 kernels",
     Precision.FP16: "ONNX Runtime's CPU provider casts around every FP16 op: neither its speed nor its rounding is real",
 }
-# What ONNX Runtime fuses with a float Gemm, before it looks for integer kernels (1.31, gemm_activation_fusion.cc).
+# What ONNX Runtime fuses with a float Gemm, before it looks for integer kernels (1.31).
 GEMM_ACTIVATIONS = (
+    "Clip",
     "Elu",
     "HardSigmoid",
     "LeakyRelu",

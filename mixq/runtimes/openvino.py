@@ -7,7 +7,7 @@ import re
 
 os.environ.setdefault("OPENVINO_TELEMETRY", "0")
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -110,7 +110,7 @@ class _Compiled(Executable):
             request.infer(dict(inputs))
         nodes = [_info(node) for node in compiled.get_runtime_model().get_ordered_ops()]
         outputs = {node.name: node.output[0] for node in onnx.load_model_from_string(self._onnx).graph.node}
-        return [_kernel(layer.name, outputs.get(layer.name, layer.output), nodes) for layer in layers]
+        return [_kernel(layer.name, {layer.output, outputs.get(layer.name, layer.output)}, nodes) for layer in layers]
 
     def _request(self, inputs: Inputs) -> Any:
         key = tuple((name, value.shape) for name, value in sorted(inputs.items()))
@@ -136,10 +136,10 @@ def _info(node: Any) -> dict[str, str]:
     return {**values, "name": str(node.get_friendly_name())}
 
 
-def _kernel(layer: str, output: str, nodes: Sequence[Mapping[str, str]]) -> Kernel:
+def _kernel(layer: str, outputs: Collection[str], nodes: Sequence[Mapping[str, str]]) -> Kernel:
     """The computing node that took `layer` in; its fused node lists the names of all that went into it."""
     # Some transformations keep the output's name only; of a node and a tensor of one name, one gets a number (2026.4).
-    exact = {layer, output}
+    exact = {layer, *outputs}
     exact |= {f"{name}{part}" for name in (layer, f"{layer}/WithoutBiases") for part in ("", "/DequantizationMultiply")}
     numbered = re.compile(rf"{re.escape(layer)}_\d+(/WithoutBiases)?")
     found = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,12 +10,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mixq.config import Activation, FloatPrecision, LayerScheme, Precision, RecipeStep, Stage
-from mixq.errors import InputError
+from mixq.errors import InputError, first_line
 from mixq.ptq import DEFAULT_RECIPE, check_recipe
 from mixq.validation import explain
 
 Objective = Literal["latency", "size"]
 SamplerName = Literal["guided", "tpe", "gp", "nsga2", "random"]
+
+MOST_REASONS = 2  # shown at once: the first mistake often makes the others
+_EXAMPLE = "see search_spaces/cpu.yaml for one"
 
 
 class _Part(BaseModel):
@@ -34,7 +38,7 @@ class TrainingSpace(_Part):
 
     steps: tuple[int, ...] = Field(default=(100,), min_length=1)
     learning_rate: tuple[float, ...] = Field(default=(1e-5,), min_length=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _positive(self) -> TrainingSpace:
@@ -65,6 +69,13 @@ class SearchSpace(_Part):
     objectives: tuple[Objective, ...] = Field(default=("latency",), min_length=1)
     constraints: Constraints = Constraints()
     sampler: SamplerName = "guided"
+
+    @field_validator("precisions", "stages", "activations", "rest", "objectives")
+    @classmethod
+    def _each_once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("a value is listed twice; keep one")
+        return values
 
     @field_validator("recipes")
     @classmethod
@@ -104,25 +115,61 @@ class SearchSpace(_Part):
 
 def load_space(path: str | Path) -> SearchSpace:
     """Read and check a space. Raises InputError with file, line, field, rule and what is known."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the search space {path}: {error}") from None
-    try:
-        content, root = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    content, root = _parsed(path, _read(path))
     if not isinstance(content, dict):
-        raise InputError(f"{path}: a search space is a mapping with at least `precisions:`")
+        raise InputError(f"{path}: a search space is a mapping with at least `precisions:`; {_EXAMPLE}")
     try:
         return SearchSpace.model_validate(content)
     except ValidationError as error:
         reasons = [
             f"{path} line {_line(root, location)}: {sentence}" for location, sentence in explain(error, SearchSpace)
         ]
-        raise InputError("\n".join(reasons)) from None
+        more = [f"and {len(reasons) - MOST_REASONS} more"] if len(reasons) > MOST_REASONS else []
+        raise InputError("\n".join(reasons[:MOST_REASONS] + more)) from None
+
+
+def check_space(content: Mapping[str, Any], source: str) -> SearchSpace:
+    """A space from plain values that did not come from a file. Raises InputError that names `source`."""
+    try:
+        return SearchSpace.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{source}: {'; '.join(sentence for _, sentence in explain(error, SearchSpace))}") from None
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read the search space {path}: {error.strerror}; {_EXAMPLE}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"the search space {path} is no text (UTF-8); {_EXAMPLE}") from None
+
+
+def _parsed(path: str | Path, text: str) -> tuple[Any, Any]:
+    """The values, and the YAML nodes that they came from."""
+    try:
+        content, root = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or first_line(error)
+        raise InputError(f"{path}{where}: not valid YAML: {reason}; {_EXAMPLE}") from None
+    _refuse_repeated(path, root)
+    return content, root
+
+
+def _refuse_repeated(path: str | Path, node: Any) -> None:
+    """YAML itself lets the last of two equal keys win, which no one means."""
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _refuse_repeated(path, child)
+    elif isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, child in node.value:
+            if key.value in seen:
+                raise InputError(f"{path} line {key.start_mark.line + 1}: {key.value} is given twice; keep one")
+            seen.add(str(key.value))
+            _refuse_repeated(path, child)
 
 
 def _line(node: Any, location: tuple[int | str, ...]) -> int:

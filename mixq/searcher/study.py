@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
 from mixq.config import MixedPrecisionConfig
-from mixq.errors import InputError
+from mixq.errors import InputError, first_line
 from mixq.evaluator import Evaluation
 from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity
@@ -32,7 +33,11 @@ IDENTITY, SENSITIVITY, CONFIG, CONFIG_ID, EVALUATION, ORIGIN, REASON, SECONDS, E
         "elapsed",
     )
 )
+HOLDOUT = "mixq:holdout"
 LOCK_SECONDS = 60
+PRIMARY_CODE = 0xFF  # of an SQLite error; the higher bits tell its kind
+# Optuna knows what to do about a lock that is held or a query that is too long, but not about these.
+UNUSABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 Study = optuna.Study
 
@@ -50,8 +55,11 @@ def open_study(
             sampler=sampler,
             load_if_exists=True,
         )
-    except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
-        raise InputError(f"the study storage {redacted(storage)} cannot be opened: {_first_line(error)}") from error
+    except (SQLAlchemyError, ImportError, LookupError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the study storage {redacted(storage)} cannot be opened: {first_line(error)}; give a URL of Optuna's, "
+            "e.g. sqlite:////folder/that/exists/study.db"
+        ) from error
     known = study.user_attrs.get(IDENTITY)
     if known is None:
         study.set_user_attr(IDENTITY, dict(identity))
@@ -92,6 +100,16 @@ def load_sensitivity(study: Study) -> Sensitivity | None:
 
 def store_sensitivity(study: Study, sensitivity: Sensitivity) -> None:
     study.set_user_attr(SENSITIVITY, TypeAdapter(Sensitivity).dump_python(sensitivity, mode="json"))
+
+
+def load_holdout(study: Study, config_id: str) -> dict[str, Any] | None:
+    """What the holdout split said of a configuration; None where it was not asked yet."""
+    found: dict[str, Any] | None = study.user_attrs.get(f"{HOLDOUT}:{config_id}")
+    return found
+
+
+def store_holdout(study: Study, config_id: str, found: Mapping[str, Any]) -> None:
+    study.set_user_attr(f"{HOLDOUT}:{config_id}", dict(found))
 
 
 def store_trial(trial: optuna.Trial, config: MixedPrecisionConfig, origin: str) -> None:
@@ -147,9 +165,13 @@ def _storage(url: str) -> optuna.storages.BaseStorage | str:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
 
+    @event.listens_for(storage.engine, "handle_error")
+    def explain(context: Any) -> None:
+        if getattr(context.original_exception, "sqlite_errorcode", 0) & PRIMARY_CODE in UNUSABLE:
+            raise InputError(
+                f"the study storage {url} cannot be used: {first_line(context.original_exception)}; is its disk full? "
+                "The same command, given again, goes on from the last trial"
+            )
+
     storage.engine.dispose()  # the connection that made the tables has not got them
     return storage
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from mixq.config import MixedPrecisionConfig, Precision
+from mixq.config import MixedPrecisionConfig
 from mixq.graph import Graph
 from mixq.graph.capture import relative_error
 from mixq.runtimes import Runtime, get_runtime
@@ -16,10 +16,11 @@ from tests.helpers import Net, images, lowered, reference_run, schemes
 
 CHANNELS = 8
 OPS = ("conv", "depthwise", "relu", "clip", "leaky", "sigmoid", "maxpool", "avgpool", "concat", "add", "gate", "pad")
+PHASES = (Phase.generate, Phase.shrink)
 FLOATS = {"openvino": ("fp32", "bf16", "fp16"), "onnxruntime": ("fp32",)}
 # Runtime and reference round to the same codes but for ties and the order of summation: a step here or there, 1/255 of
-# a tensor's range. BF16 keeps 8 bits too.
-BOUND = 0.02
+# a tensor's range. Of BF16's 8 bits the reference loses more, since it sums up in it.
+BOUND, BRAIN_BOUND = 0.02, 0.08
 
 
 @st.composite
@@ -77,7 +78,7 @@ def configurations(draw: st.DrawFn, floats: tuple[str, ...]) -> tuple[Graph, Mix
 def test_any_mix_of_any_graph(name: str) -> None:
     runtime = get_runtime(name)
 
-    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, deadline=None, derandomize=True, phases=PHASES)
     @given(configurations(FLOATS[name]))
     def check(drawn: tuple[Graph, MixedPrecisionConfig]) -> None:
         _check(*drawn, runtime)
@@ -91,6 +92,6 @@ def _check(graph: Graph, config: MixedPrecisionConfig, runtime: Runtime) -> None
     onnx.checker.check_model(model.proto, full_check="bf16" not in config.counts())
     inputs = images(4, CHANNELS, seed=1)
     (have,), (exact,) = model.executable.run(inputs).values(), reference_run(model.model)(inputs).values()
-    assert relative_error(exact, have) < BOUND
-    executed = model.executed(inputs)
-    assert [name for name in graph.layer_names if executed[name] == "int8"] == config.layers_with(Precision.INT8)
+    assert relative_error(exact, have) < (BRAIN_BOUND if "bf16" in config.counts() else BOUND)
+    for name, precision in model.executed(inputs).items():
+        assert (precision == "int8") == (config.schemes[name].precision == "int8"), name
