@@ -63,7 +63,7 @@ def symmetric(magnitude: Array, axis: int | None) -> QParams:
 
 
 def with_room_for_bias(magnitude: Array, bias: Array, data_scale: Array | float) -> Array:
-    """`magnitude`, widened where a bias in units of data scale × weight scale would leave 32 bits (with a bit to spare)."""
+    """`magnitude`, widened where the bias, in units of data scale × weight scale, would not fit 31 bits."""
     return np.maximum(magnitude, np.abs(bias) * S8[1] / (float(data_scale) * 2.0**30))
 
 

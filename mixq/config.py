@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
     PlainSerializer,
     ValidationError,
     model_validator,
@@ -107,7 +108,7 @@ def _schemes_by_name() -> Mapping[str, LayerScheme]:
     return {str(scheme): scheme for scheme in all_schemes()}
 
 
-Scalar = bool | int | float | str
+Scalar = bool | int | FiniteFloat | str  # JSON has no other numbers
 
 
 def _sorted_proxy(mapping: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from mixq import machine, measures
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep, Stage
 from mixq.dataset import Split, TaskData, row_count
 from mixq.evaluator import Evaluator, run_batches
+from mixq.front import Front
 from mixq.graph import serialize
 from mixq.graph.lower import lower
 from mixq.graph.model import Layer
@@ -101,19 +102,20 @@ def analyze(
     wanted = [s for s in schemes if s != FP32 and s.stage is Stage.PTQ]
     jobs = [
         (layer, scheme)
-        for scheme in wanted
         for layer in evaluator.graph.layers
+        for scheme in wanted
         if evaluator.runtime.refusal(scheme, layer.op) is None
     ]
     split = first_rows(evaluator.data, rows)
     ratios = {scheme: _signal_to_noise(evaluator, scheme, recipe) for scheme in dict.fromkeys(s for _, s in jobs)}
     reference = {name: value[: split.rows] for name, value in evaluator.reference_outputs("search").items()}
+    front = Front(evaluator, split)
     found = []
     for done, (layer, scheme) in enumerate(jobs):
         if progress is not None:
             progress(done, len(jobs), f"{layer.name} {scheme}")
-        config = single(evaluator, layer, scheme, recipe)
-        outputs = evaluator.outputs(evaluator.prepare(config), split)
+        front.advance_to(layer)
+        outputs = front.outputs(evaluator.prepare(single(evaluator, layer, scheme, recipe)))
         found.append(_row(evaluator, layer, scheme, ratios[scheme][layer.name], split, reference, outputs))
     return Sensitivity(_ranked(found), split.rows)
 

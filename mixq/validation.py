@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
+_ENUM_MEMBER = re.compile(r"<\w+\.\w+: ('[^']*')>")  # how pydantic writes the members of a Literal
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[tuple[tuple[int | str, ...], str]]:
@@ -36,7 +39,7 @@ def _sentence(item: Any, model: type[BaseModel]) -> str:
         return f"{where}: must be a mapping of names to values, got {type(item['input']).__name__}"
     if item["type"] in ("tuple_type", "list_type"):
         return f"{where}: must be a list, e.g. [a, b], got {item['input']!r}"
-    message = item["msg"].removeprefix("Value error, ")
+    message = _ENUM_MEMBER.sub(r"\1", item["msg"].removeprefix("Value error, "))
     shown = repr(item["input"])
     return f"{where}: {message}" + ("" if len(shown) > 80 else f" (got {shown})")
 

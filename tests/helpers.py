@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx.reference
 import torch
@@ -37,8 +38,8 @@ class Residual(torch.nn.Module):
         self.left = torch.nn.Conv2d(8, 8, 3, padding=1)
         self.right = torch.nn.Conv2d(8, 8, 3, padding=1)
         self.head = torch.nn.Linear(8, 5)
-        torch.nn.init.uniform_(self.norm.running_mean, -0.5, 0.5)
-        torch.nn.init.uniform_(self.norm.running_var, 0.5, 2)
+        self.norm.running_mean = torch.empty(8).uniform_(-0.5, 0.5)
+        self.norm.running_var = torch.empty(8).uniform_(0.5, 2)
         self.eval()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -67,8 +68,8 @@ class Net:
         self.channels[name] = sum(self.channels.get(x, 0) for x in read)
         return name
 
-    def constant(self, name: str, value: Array) -> str:
-        self.initializers.append(numpy_helper.from_array(value, name))
+    def constant(self, name: str, value: npt.ArrayLike) -> str:
+        self.initializers.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def weight(self, name: str, *shape: int) -> str:

@@ -25,7 +25,7 @@ LEVELS = (
     ("runtimes",),
     ("latency",),
     ("evaluator",),
-    ("shadow", "sensitivity", "devices"),
+    ("front", "shadow", "sensitivity", "devices"),
     ("searcher",),
     ("certificate", "probe", "exporter", "verifier", "trial_record", "tracking", "report"),
     ("job",),

@@ -55,7 +55,7 @@ class MSE(Observer):
     def range(self, statistics: TensorStatistics) -> tuple[float, float]:
         centers, weights = _occupied(statistics)
         low, high = min(statistics.low, 0.0), max(statistics.high, 0.0)
-        fractions = np.linspace(0.3, 1.0, self.steps)
+        fractions = np.linspace(1.0, 0.3, self.steps)  # among equals, the widest
         for _ in range(2):
             high = min((high * f for f in fractions), key=lambda h: _squared_error(centers, weights, low, h))
             low = min((low * f for f in fractions), key=lambda e: _squared_error(centers, weights, e, high))
@@ -75,14 +75,16 @@ class Entropy(Observer):
     def range(self, statistics: TensorStatistics) -> tuple[float, float]:
         centers, weights = _occupied(statistics)
         low, high = min(statistics.low, 0.0), max(statistics.high, 0.0)
-        fractions = np.linspace(0.25, 1.0, self.steps)
+        fractions = np.linspace(1.0, 0.25, self.steps)  # among equals, the widest
         best = float(min(fractions, key=lambda f: _divergence(centers, weights, low * f, high * f)))
         return low * best, high * best
 
 
 def _occupied(statistics: TensorStatistics) -> tuple[Array, Array]:
+    """Middles and counts of the bins in use; the outermost middles may lie beyond all values."""
     used = statistics.counts > 0
-    return statistics.centers()[used], statistics.counts[used].astype(np.float64)
+    centers = np.clip(statistics.centers()[used], statistics.low, statistics.high)
+    return centers, statistics.counts[used].astype(np.float64)
 
 
 def _squared_error(centers: Array, weights: Array, low: float, high: float) -> float:

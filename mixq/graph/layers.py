@@ -29,7 +29,7 @@ def find_layers(model: ir.Model, example: Inputs) -> tuple[Layer, ...]:
         node.name = f"{node.name}_" if node.name in names else node.name
     for node, name in zip(nodes, names, strict=True):
         node.name = name
-    shapes = _shapes(model, example)
+    shapes = row_shapes(model, example)
     return tuple(_layer(node, shapes) for node in nodes)
 
 
@@ -85,14 +85,14 @@ def _name(node: ir.Node) -> str:
         return node.name or str(node.outputs[0].name)
     weight = node.inputs[1]
     name = str(weight.name) if weight is not None else ""
-    # A folded batch norm leaves its own path on the node, but not on the weight; tied weights have the name of one user.
+    # A folded batch norm leaves its own path on the node, but not on the weight; a tied weight has one user's name.
     if name.endswith(".weight") and weight is not None and len(weight.consumers()) == 1:
         return name.removesuffix(".weight")
     path = [part for part in scopes.strip("[]").replace("'", "").replace('"', "").split(", ") if part]
     return path[-2] if len(path) > 1 else str(node.name)
 
 
-def _shapes(model: ir.Model, example: Inputs) -> dict[str, tuple[int, ...]]:
+def row_shapes(model: ir.Model, example: Inputs) -> dict[str, tuple[int, ...]]:
     """Concrete shapes of all tensors for one row, by ONNX shape inference."""
     copy = model.clone()
     for node in copy.graph:

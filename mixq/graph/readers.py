@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from mixq.graph.placement import Placement
@@ -28,6 +30,20 @@ def wants_output_pair(layer: ir.Node, placement: Placement) -> bool:
     readers = layer.outputs[0].consumers()
     fused = len(readers) == 1 and (layer.op_type, readers[0].op_type) in placement.float_fusions
     return fused or layer.op_type in placement.output_pairs
+
+
+def written_as_codes(
+    model: ir.Model, int8: Collection[str], joined: Collection[str], placement: Placement
+) -> frozenset[str]:
+    """Tensors that come as codes out of the layers `int8` and the other ops `joined`, or are handed on as such."""
+    written: set[str] = set()
+    for node in model.graph:
+        if node.name in joined or (node.name in int8 and wants_output_pair(node, placement)):
+            written.add(str(behind_activation(node.outputs[0], placement).name))
+        elif node.op_type in placement.transparent:
+            if any(value is not None and value.name in written for value in data_inputs(node)):
+                written.update(str(output.name) for output in node.outputs)
+    return frozenset(written)
 
 
 def behind_activation(value: ir.Value, placement: Placement) -> ir.Value:

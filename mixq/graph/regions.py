@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -21,6 +20,9 @@ IR_TYPES = {
     Precision.FP16: ir.DataType.FLOAT16,
     Precision.BF16: ir.DataType.BFLOAT16,
 }
+
+# The largest finite value.
+LARGEST = {ir.DataType.FLOAT: 3.4028234e38, ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895313e38}
 
 # Ops with an input that ONNX wants in float32 whatever the data's type is, and ops that make no float data.
 FLOAT32_ONLY = frozenset(
@@ -60,7 +62,7 @@ def _islands(movable: list[ir.Node]) -> list[list[ir.Node]]:
 
 
 def _settle(island: list[ir.Node], types: dict[str, Precision], starts: list[Precision]) -> None:
-    """Types with few casts: from each start, nodes follow their neighbors; the first start that needs fewest is taken."""
+    """Types with few casts: from each start, nodes follow their neighbors; the first that ends in fewest is taken."""
     best: dict[str, Precision] = {}
     fewest = None
     for start in starts:
@@ -132,8 +134,10 @@ def _type_of(value: ir.Value, types: dict[str, Precision]) -> ir.DataType:
 def _typed_constant(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     if value.const_value is None:
         raise ValueError(f"{value.name} has no value")
-    numbers, limit = value.const_value.numpy(), float(ml_dtypes.finfo(dtype.numpy()).max)
-    finite = np.where(np.isfinite(numbers), np.clip(numbers, -limit, limit), numbers)  # a mask of -1e9 is not to be -inf
+    numbers, limit = value.const_value.numpy(), LARGEST[dtype]
+    finite = np.where(
+        np.isfinite(numbers), np.clip(numbers, -limit, limit), numbers
+    )  # a mask of -1e9 is not to be -inf
     return add_initializer(graph, f"{value.name}_{dtype.name.lower()}", finite.astype(dtype.numpy()), dtype)
 
 

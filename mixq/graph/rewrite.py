@@ -34,20 +34,19 @@ def _pad_codes(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _batch_norm_as_convolution(graph: ir.Graph, node: ir.Node) -> None:
-    """γ (x − μ) / √(σ² + ε) + β is a depthwise 1 × 1 convolution; its one weight a channel has the code ±127 exactly."""
+    """γ (x − μ) / √(σ² + ε) + β is a depthwise 1 × 1 convolution, whose one weight a channel has the code ±127."""
     slope, shift = _slope_and_shift(node)
     data_scale = constant(_dequantizer(node), 1)
     weight = affine.symmetric(affine.with_room_for_bias(np.abs(slope), shift, data_scale), 0)
     bias = QParams(weight.scale * data_scale, np.zeros(len(shift), np.int32), 0)
     name, old = str(node.name), node.outputs[0]
     codes = affine.quantize(slope.reshape(-1, 1, 1, 1), weight, affine.S8)
-    attributes = {"group": len(slope), "kernel_shape": [1, 1]}
     inputs = [
         node.inputs[0],
         dequantized(graph, node, codes, weight, f"{name}.weight"),
         dequantized(graph, node, affine.quantize(shift, bias, affine.S32), bias, f"{name}.bias"),
     ]
-    convolution = ir.node("Conv", inputs, attributes, name=name)
+    convolution = ir.node("Conv", inputs, {"group": len(slope), "kernel_shape": [1, 1]}, name=name)
     new = convolution.outputs[0]
     new.shape, new.type = old.shape, old.type
     graph.insert_before(node, convolution)

@@ -13,6 +13,7 @@ from mixq.graph.readers import (
     keeps_codes,
     operands,
     wants_output_pair,
+    written_as_codes,
 )
 
 Edge = tuple[str, int]
@@ -29,6 +30,7 @@ class Sweep:
     def __init__(self, model: ir.Model, int8: frozenset[str], placement: Placement, joined: frozenset[str]) -> None:
         self._model, self._int8, self._placement, self._joined = model, int8, placement, joined
         self._shared: dict[str, str] = {}  # union-find over tensors that share qparams
+        self._written = written_as_codes(model, int8, joined, placement)
         self._moving: dict[ir.Node, bool] = {}
         self.reads: dict[str, dict[Edge, None]] = {}
         self.inputs: dict[str, str] = {}
@@ -65,7 +67,7 @@ class Sweep:
 
     def _coded(self) -> set[str]:
         """Tensors that codes flow into through ops which could run on them."""
-        coded, placement = set(self.reads), self._placement
+        coded, placement = set(self._written), self._placement
         passing = placement.integer | placement.transparent | placement.fused_activations
         for node in self._model.graph:
             if node.op_type in passing and any(value is not None and value.name in coded for value in node.inputs):
@@ -129,6 +131,7 @@ class Sweep:
             node.op_type in self._placement.transparent
             and keeps_codes(node)
             and not any(is_constant(value) for value in data_inputs(node))
+            and (not self._placement.up_to_codes or node.outputs[0].name in self._written)
             and not any(output.is_graph_output() for output in node.outputs)
             and all(self._content(output) for output in node.outputs)
             and (not self._placement.output_pairs or len(activations(node.outputs[0], self._placement)) == 1)

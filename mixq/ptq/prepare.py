@@ -52,5 +52,5 @@ def _step(step: RecipeStep) -> Any:
         raise InputError(f"recipe step {step.name!r} has no parameter {unknown}; known: {', '.join(known)}")
     try:
         return cls(**step.params)
-    except (TypeError, ValueError) as error:
+    except (InputError, TypeError, ValueError) as error:
         raise InputError(f"recipe step {step.name!r}: {error}") from None

@@ -20,7 +20,7 @@ from mixq.task import Inputs, Outputs
 
 REFUSED = {
     Precision.BF16: "ONNX Runtime's CPU provider has no BF16 kernels",
-    Precision.FP16: "ONNX Runtime's CPU provider casts around every FP16 op: neither its speed nor its rounding is real",
+    Precision.FP16: "ONNX Runtime's CPU provider casts around every FP16 op: speed and rounding are not real",
 }
 # What ONNX Runtime fuses with a float Gemm, before it looks for integer kernels (1.31).
 GEMM_ACTIVATIONS = (
@@ -67,6 +67,7 @@ class OnnxRuntime(Runtime):
                 "Softmax",
             }
         ),
+        up_to_codes=True,
         all_inputs=True,
         output_pairs=frozenset({"Conv"}),
         float_fusions=frozenset(("Gemm", activation) for activation in GEMM_ACTIVATIONS),

@@ -93,9 +93,12 @@ def make_choices(space: SearchSpace, graph: Graph, runtime: Runtime, model: str)
     notes: dict[str, None] = {}
     units = []
     for name, layers in _grouped(space, graph):
-        schemes = _runnable(space, graph, runtime, layers, notes)
+        refusals: dict[str, None] = {}
+        schemes = _runnable(space, graph, runtime, layers, refusals)
         if not schemes:
-            raise InputError(f"no choice is left for {name}: {'; '.join(notes)}; give it a precision that can run")
+            reasons = "; ".join(refusals) or "the space gives its layers no scheme in common"
+            raise InputError(f"no choice is left for {name}: {reasons}; give it a precision that can run")
+        notes |= refusals
         units.append(Unit(name, layers, tuple(schemes)))
     rest = _runnable_rest(space, runtime, notes)
     return Choices(model, tuple(units), rest, space.recipes, _trainings(space), tuple(notes))

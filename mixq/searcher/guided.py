@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mixq.config import LayerScheme, Precision
+from mixq.config import LayerScheme, Precision, Stage
 from mixq.graph import Graph
 from mixq.searcher.choices import Choices, Params, Unit
 from mixq.searcher.space import Objective
@@ -63,4 +63,6 @@ def _fp32_cost(unit: Unit, graph: Graph, objective: Objective) -> float:
 
 
 def _analyzed(choices: Choices) -> list[LayerScheme]:
-    return list(dict.fromkeys(scheme for unit in choices.units for scheme in unit.schemes))
+    """The schemes of the choices as they are analyzed: those with stage qat as ptq."""
+    schemes = (scheme for unit in choices.units for scheme in unit.schemes)
+    return list(dict.fromkeys(scheme.model_copy(update={"stage": Stage.PTQ}) for scheme in schemes))

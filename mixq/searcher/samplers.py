@@ -19,6 +19,7 @@ from mixq.searcher.guided import Guide, Move
 from mixq.searcher.study import seen_configs
 
 TRIES = 20
+TRIES_OF = {"gp": 2}  # it takes seconds to propose, and asked again proposes the same mostly
 
 
 def get_sampler(name: str, choices: Choices, guide: Guide, seed: int) -> BaseSampler:
@@ -26,7 +27,7 @@ def get_sampler(name: str, choices: Choices, guide: Guide, seed: int) -> BaseSam
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         inner = SAMPLERS[name](choices, guide, seed)
-    return Distinct(inner, choices, seed)
+    return Distinct(inner, choices, seed, TRIES_OF.get(name, TRIES))
 
 
 class Guided(BaseSampler):
@@ -78,10 +79,10 @@ class Guided(BaseSampler):
 
 
 class Distinct(BaseSampler):
-    """Asks `inner` again, then mutates at random, until the configuration is new."""
+    """Asks `inner` up to `tries` times, then mutates at random, until the configuration is new."""
 
-    def __init__(self, inner: BaseSampler, choices: Choices, seed: int) -> None:
-        self._inner, self._choices = inner, choices
+    def __init__(self, inner: BaseSampler, choices: Choices, seed: int, tries: int = TRIES) -> None:
+        self._inner, self._choices, self._tries = inner, choices, tries
         self._rng = np.random.default_rng(seed + 1)
 
     def reseed_rng(self) -> None:
@@ -105,7 +106,7 @@ class Distinct(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         seen = seen_configs(study)
-        for _ in range(TRIES):
+        for _ in range(self._tries):
             params = self._propose(study, trial, search_space)
             if self._choices.config(params).id not in seen:
                 return params

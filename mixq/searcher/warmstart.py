@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mixq.config import LayerScheme, Precision
+from mixq.config import LayerScheme, Precision, Stage
 from mixq.searcher.choices import RATE, RECIPE, REST, STEPS, Choices, Params, Unit
 from mixq.sensitivity import Sensitivity
 
@@ -25,28 +25,36 @@ def warm_start(choices: Choices, sensitivity: Sensitivity) -> list[tuple[str, Pa
 
 
 def _uniform(choices: Choices) -> Iterator[tuple[str, Params]]:
-    schemes = dict.fromkeys(scheme for unit in choices.units for scheme in unit.schemes)
-    for scheme in schemes:
+    for scheme in _schemes(choices):
         for rest in choices.rest:
             assigned = {unit.name: _nearest(unit, scheme) for unit in choices.units}
             yield f"uniform {scheme}", _params(choices, assigned, rest.value)
     for recipe in list(choices.recipes)[1:]:
-        assigned = {unit.name: _nearest(unit, INT8) for unit in choices.units}
+        assigned = {unit.name: _nearest(unit, _cheapest(choices)) for unit in choices.units}
         yield f"uniform int8, recipe {recipe}", _params(choices, assigned, choices.rest[0].value, recipe)
 
 
 def _ladders(choices: Choices, sensitivity: Sensitivity) -> Iterator[tuple[str, Params]]:
-    """All INT8 but the k most sensitive units, k doubling; those in each other scheme that the space has for them."""
-    ranking = _ranked_units(choices, sensitivity)
-    spared = [scheme for scheme in dict.fromkeys(s for u in choices.units for s in u.schemes) if scheme != INT8]
+    """All in the cheapest scheme but the k most sensitive units, k doubling; those in each other scheme in turn."""
+    ranking, cheapest = _ranked_units(choices, sensitivity), _cheapest(choices)
+    spared = [scheme for scheme in _schemes(choices) if scheme != cheapest]
     spared.sort(key=_promise)
     for scheme in spared:
         count = 1
         while count < len(ranking):
             top = {unit.name for unit in ranking[:count]}
-            assigned = {u.name: _nearest(u, scheme if u.name in top else INT8) for u in choices.units}
+            assigned = {u.name: _nearest(u, scheme if u.name in top else cheapest) for u in choices.units}
             yield f"ladder {count} {scheme}", _params(choices, assigned, _matching_rest(choices, scheme))
             count *= 2
+
+
+def _schemes(choices: Choices) -> list[LayerScheme]:
+    return list(dict.fromkeys(scheme for unit in choices.units for scheme in unit.schemes))
+
+
+def _cheapest(choices: Choices) -> LayerScheme:
+    """INT8, untrained where the space has that; else its fastest float type."""
+    return min(_schemes(choices), key=lambda s: (s.precision is not Precision.INT8, s.stage is Stage.QAT, _promise(s)))
 
 
 def _promise(scheme: LayerScheme) -> int:
@@ -67,8 +75,9 @@ def _ranked_units(choices: Choices, sensitivity: Sensitivity) -> list[Unit]:
 
 
 def _nearest(unit: Unit, wanted: LayerScheme) -> LayerScheme:
-    """`wanted` where the unit may have it, else its first choice."""
-    return wanted if wanted in unit.schemes else unit.schemes[0]
+    """`wanted` where the unit may have it, else another of the same precision, else its first choice."""
+    same = [scheme for scheme in unit.schemes if scheme.precision is wanted.precision]
+    return wanted if wanted in unit.schemes else (same or unit.schemes)[0]
 
 
 def _params(choices: Choices, assigned: dict[str, LayerScheme], rest: str, recipe: str | None = None) -> Params:

@@ -35,7 +35,7 @@ def small(seed: int = 0) -> onnx.ModelProto:
 
 
 class TwoInputs(torch.nn.Module):
-    """A linear layer each for two inputs of different rank; `shared` is called twice, `tied` has the weight of `left`."""
+    """A linear layer for each of two inputs; `shared` is called twice, `tied` has the weight of `left`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def test_training_mode_is_refused() -> None:
 
 
 def test_something_else_is_refused() -> None:
-    with pytest.raises(InputError, match="must return a torch.nn.Module or the path"):
+    with pytest.raises(InputError, match=r"must return a torch\.nn\.Module or the path"):
         capture(42, EXAMPLE, ort_run)
 
 
@@ -109,7 +109,9 @@ def test_an_onnx_file_is_captured(tmp_path: Path) -> None:
     graph = capture(str(saved(tmp_path, small())), EXAMPLE, ort_run)
     assert graph.layer_names == ["first", "last"]
     inputs = images(6, seed=1)
-    (want,), (have,) = (reference_run(m)(inputs).values() for m in (small().SerializeToString(), serialize(graph.model)))
+    (want,), (have,) = (
+        reference_run(m)(inputs).values() for m in (small().SerializeToString(), serialize(graph.model))
+    )
     np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-6)
 
 
@@ -162,7 +164,7 @@ def test_a_fixed_batch_axis_inside_the_graph_is_refused(tmp_path: Path) -> None:
     net = Net(3, 8, 8)
     shape = net.constant("shape", np.array([1, 4], np.int64))
     last = net.gemm(net.op("Reshape", net.op("GlobalAveragePool", net.conv("x", 4)), shape), 4, 2)
-    with pytest.raises(InputError, match="cannot run 3 rows: .* batch axis must be dynamic"):
+    with pytest.raises(InputError, match=r"cannot run 3 rows: .* batch axis must be dynamic"):
         capture(saved(tmp_path, net.model(last)), EXAMPLE, ort_run)
 
 
@@ -230,7 +232,7 @@ def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
 
 
 def test_outputs_that_differ_are_refused_with_the_difference(tmp_path: Path) -> None:
-    calls = []
+    calls: list[bytes] = []
 
     def perturbing(model: bytes) -> Run:
         run, shift = ort_run(model), 0.01 * len(calls)  # the first model to be compiled is the original

@@ -103,7 +103,8 @@ def test_layers_that_share_a_weight_keep_their_own_precision() -> None:
     graph = net.graph(output, example=images(3, 4), ranks=[4])
     model = lowered(graph, schemes(graph, "int8", second="fp32"), ORT, images(8, 4))
     found = constants(model.proto)
-    assert (found["first.weight_quantized"].dtype, found["shared"].dtype) == (np.int8, np.float32)
+    assert found["first.weight_quantized"].dtype == np.int8
+    assert found["shared"].dtype == np.float32
     assert model.executed(images(2, 4)) == {"first": "int8", "second": "fp32"}
 
 
@@ -158,7 +159,7 @@ def test_a_bias_that_dwarfs_the_weights_does_not_overflow(runtime: Runtime) -> N
 
 
 def shortcut() -> Graph:
-    """A residual block whose shortcut is cut and padded, and a batch norm behind a ReLU: what ONNX Runtime needs help with."""
+    """A residual block whose shortcut is cut and padded, with a batch norm behind a ReLU."""
     net = Net(4, 8, 8)
     relu = net.op("Relu", net.conv("x", 4, "first"))
     statistics = [net.constant(f"bn{i}", np.linspace(0.5, 2, 4).astype(np.float32)) for i in range(4)]

@@ -138,7 +138,14 @@ def test_a_chain_of_integer_ops_joins_from_its_end() -> None:
     value = net.op("Sigmoid", net.op("AveragePool", value, name="pool", kernel_shape=[2, 2]), name="gate")
     graph = net.graph(net.conv(value, 4, "last"), example=EXAMPLE, ranks=[4])
     found = readers(make_plan(graph, ["first", "last"], ORT))
-    assert found == {"x": {"first"}, "first": {"leaky"}, "leaky": {"pool"}, "pool": {"gate"}, "gate": {"last"}, "last": set()}
+    assert found == {
+        "x": {"first"},
+        "first": {"leaky"},
+        "leaky": {"pool"},
+        "pool": {"gate"},
+        "gate": {"last"},
+        "last": set(),
+    }
     assert readers(make_plan(graph, ["last"], ORT)) == {"gate": {"last"}, "last": set()}
 
 
@@ -189,7 +196,9 @@ def test_batch_norm_on_codes_is_rewritten_on_onnxruntime() -> None:
     net = Net(4, 8, 8)
     relu = net.op("Relu", net.conv("x", 4, "first"))
     statistics = [net.constant(f"bn{i}", np.linspace(0.5, 2, 4).astype(np.float32)) for i in range(4)]
-    graph = net.graph(net.conv(net.op("BatchNormalization", relu, *statistics, name="bn"), 4, "last"), example=EXAMPLE, ranks=[4])
+    graph = net.graph(
+        net.conv(net.op("BatchNormalization", relu, *statistics, name="bn"), 4, "last"), example=EXAMPLE, ranks=[4]
+    )
     assert make_plan(graph, ["first", "last"], ORT).rewritten == {"bn"}
     assert make_plan(graph, ["last"], ORT).rewritten == frozenset()
     assert make_plan(graph, ["first", "last"], OPENVINO).rewritten == frozenset()

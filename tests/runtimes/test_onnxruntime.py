@@ -45,7 +45,9 @@ def activated(activation: str, kind: str) -> Graph:
     """A layer, an activation, a second layer."""
     net = Net(8, 8, 8)
     if kind == "conv":
-        return net.graph(net.conv(_activation(net, activation, net.conv("x", 8, "a")), 4, "b"), example=EXAMPLE, ranks=[4])
+        return net.graph(
+            net.conv(_activation(net, activation, net.conv("x", 8, "a")), 4, "b"), example=EXAMPLE, ranks=[4]
+        )
     if kind == "gemm":
         first = _activation(net, activation, net.gemm(net.pooled("x"), 8, 8, "a"))
         return net.graph(net.gemm(first, 8, 4, "b"), example=EXAMPLE)
@@ -60,7 +62,19 @@ def _activation(net: Net, activation: str, x: str) -> str:
     return net.op(activation, x)
 
 
-ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Elu", "Softplus", "Gelu", "Erf")
+ACTIVATIONS = (
+    "Relu",
+    "Clip",
+    "LeakyRelu",
+    "Sigmoid",
+    "Tanh",
+    "HardSigmoid",
+    "HardSwish",
+    "Elu",
+    "Softplus",
+    "Gelu",
+    "Erf",
+)
 
 
 @pytest.mark.parametrize("kind", ["conv", "gemm", "matmul"])

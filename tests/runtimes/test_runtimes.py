@@ -77,7 +77,8 @@ def test_a_bound_call_runs_and_leaves_its_inputs_alone(runtime: Runtime) -> None
     executable = runtime.compile(fp32(), 1)
     inputs = {"image": IMAGES["image"].copy()}
     call = executable.bind(inputs)
-    assert [call() for _ in range(3)] == [None] * 3  # type: ignore[func-returns-value]
+    for _ in range(3):
+        call()
     np.testing.assert_array_equal(inputs["image"], IMAGES["image"])
     executable.run(images(2, name="image"))
     call()

@@ -1,0 +1,78 @@
+"""Front: FP32 values at a cut of the network, so that a change behind it is measured without running what is before.
+
+The cut moves on as the layers that are looked at do; the values of one cut are held at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mixq import machine
+from mixq.dataset import Split, rebatched
+from mixq.evaluator import Candidate, Evaluator, run_batches
+from mixq.graph import serialize
+from mixq.graph.cut import Cut, find_cuts, tail
+from mixq.graph.layers import row_shapes
+from mixq.graph.model import Layer, deserialize, values_by_name
+from mixq.graph.plan import make_plan
+from mixq.task import Inputs, Outputs
+
+MOST_BYTES = 512 * 2**20
+WORTH = 0.05  # of the network's work: what a new cut must save
+
+
+class Front:
+    """Runs candidates that differ from FP32 in one layer, layer after layer in graph order."""
+
+    def __init__(self, evaluator: Evaluator, split: Split) -> None:
+        self._evaluator, self._rows = evaluator, split.rows
+        self._batches: list[Inputs] = list(split.batches)
+        self._cut: Cut | None = None
+        graph = evaluator.graph
+        shapes = row_shapes(graph.model, evaluator.data.example)
+        self._cuts = [cut for cut in find_cuts(graph, shapes) if 4 * cut.elements * split.rows <= MOST_BYTES]
+        self._position = {str(node.name): index for index, node in enumerate(graph.model.graph)}
+
+    @property
+    def position(self) -> int:
+        """The number of the first node that is still run."""
+        return 0 if self._cut is None else self._cut.position
+
+    def advance_to(self, layer: Layer) -> None:
+        """Move the cut as near to `layer` as it may stand and as is worth it."""
+        graph = self._evaluator.graph
+        first = self._first_change(layer)
+        able = [cut for cut in self._cuts if cut.position <= first]
+        if able and self._work(able[-1]) - self._work(self._cut) >= WORTH * sum(one.macs for one in graph.layers):
+            self._move(able[-1])
+
+    def outputs(self, candidate: Candidate) -> Outputs:
+        """The candidate's outputs for all rows; it must be FP32 before the cut."""
+        model = candidate.model
+        if self._cut is not None:
+            model = serialize(tail(deserialize(model), self._cut.tensors))
+        return self._run(model, candidate.options)
+
+    def _first_change(self, layer: Layer) -> int:
+        """The number of the first node behind which the lowered graph may differ: where pairs may stand, at least."""
+        plan = make_plan(self._evaluator.graph, [layer.name], self._evaluator.runtime.placement)
+        values = values_by_name(self._evaluator.graph.model)
+        producers = [values[name].producer() for name in plan.tensors]
+        places = [-1 if node is None else self._position[str(node.name)] for node in producers]
+        return min([self._position[layer.name], *(place + 1 for place in places)])
+
+    def _work(self, cut: Cut | None) -> int:
+        """Multiply-accumulates before a cut."""
+        reached = 0 if cut is None else cut.position
+        return sum(layer.macs for layer in self._evaluator.graph.layers if self._position[layer.name] < reached)
+
+    def _move(self, cut: Cut) -> None:
+        model = self._evaluator.graph.model
+        start = self._cut.tensors if self._cut is not None else [str(value.name) for value in model.graph.inputs]
+        values = self._run(serialize(tail(model, start, cut.tensors)), self._evaluator.reference.options)
+        self._batches = list(rebatched([values], self._evaluator.data.batch_rows))
+        self._cut = cut
+
+    def _run(self, model: bytes, options: Mapping[str, str]) -> Outputs:
+        executable = self._evaluator.runtime.compile(model, machine.cores(), options)
+        return run_batches(executable, self._batches, self._evaluator.data.batch_rows)

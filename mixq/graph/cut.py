@@ -1,0 +1,70 @@
+"""Cuts: places where a graph falls into a front and a tail, and the tail as a model of its own.
+
+What a change behind a cut does can be computed from the values at the cut, without the front.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from mixq.graph.model import Graph, values_by_name
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Before node number `position`: the tensors that cross it, and how many elements they have for one row."""
+
+    position: int
+    tensors: tuple[str, ...]
+    elements: int
+
+
+def find_cuts(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Cut]:
+    """Every cut whose tensors are all float with the batch first; `shapes` are those of one row."""
+    nodes = list(graph.model.graph)
+    index = {node: position for position, node in enumerate(nodes)}
+    values = [*graph.model.graph.inputs, *(output for node in nodes for output in node.outputs)]
+    spans = {str(value.name): _span(value, index, len(nodes)) for value in values}
+    usable = {str(value.name): _batched(value, shapes) for value in values}
+    found = []
+    for position in range(1, len(nodes)):
+        crossing = tuple(name for name, (made, last) in spans.items() if made < position <= last)
+        if crossing and all(usable[name] for name in crossing):
+            found.append(Cut(position, crossing, sum(math.prod(shapes[name]) for name in crossing)))
+    return found
+
+
+def tail(model: ir.Model, tensors: Sequence[str], outputs: Sequence[str] = ()) -> ir.Model:
+    """A copy that reads `tensors` as its inputs and gives `outputs` (by default the graph's own)."""
+    copy = model.clone()
+    values = values_by_name(copy)
+    if outputs:
+        copy.graph.outputs[:] = [values[name] for name in outputs]
+    inputs = []
+    for name in tensors:
+        old = values[name]
+        new = ir.Value(name=name, type=old.type, shape=old.shape)
+        old.name = f"{name}.front"
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        inputs.append(new)
+    copy.graph.inputs[:] = inputs
+    RemoveUnusedNodesPass()(copy)
+    return copy
+
+
+def _span(value: ir.Value, index: Mapping[ir.Node, int], count: int) -> tuple[int, int]:
+    """(number of the node that makes it, −1 for an input; number of the last that reads it)."""
+    producer = value.producer()
+    made = -1 if producer is None else index[producer]
+    last = max((index[reader] for reader in value.consumers()), default=made)
+    return made, count if value.is_graph_output() else last
+
+
+def _batched(value: ir.Value, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    shape = shapes.get(str(value.name), ())
+    return value.dtype == ir.DataType.FLOAT and len(shape) > 0 and shape[0] == 1 and not value.is_graph_output()

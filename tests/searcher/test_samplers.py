@@ -1,0 +1,171 @@
+"""Samplers: what every one of the table keeps, and that our own is worth having."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution
+
+from mixq.searcher.choices import Params
+from mixq.searcher.guided import Guide
+from mixq.searcher.run import best_of
+from mixq.searcher.samplers import SAMPLERS, Guided, front, is_feasible
+from mixq.searcher.space import SamplerName
+from tests.searcher.toy import Search, Toy, choices_of, config_ids, new_study, space
+
+CHEAP = [name for name in SAMPLERS if name != "gp"]
+OBJECTIVES = (["latency"], ["latency", "size"])
+
+
+def test_the_table_has_what_a_space_may_name() -> None:
+    assert set(SAMPLERS) == set(get_args(SamplerName))
+
+
+@pytest.mark.parametrize("objectives", OBJECTIVES, ids=len)
+@pytest.mark.parametrize("name", CHEAP)
+def test_no_configuration_is_evaluated_twice(name: str, objectives: Sequence[str]) -> None:
+    search = Search(Toy.random(5), space(sampler=name, objectives=objectives, rest=["fp32", "bf16"]))
+    found = config_ids(search.run(100))
+    assert len(found) == len(set(found)) == len(search.evaluator.seen) == 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objectives", OBJECTIVES, ids=len)
+def test_the_gp_does_not_either(objectives: Sequence[str]) -> None:
+    """Beyond its ten random trials, in a space that it nearly uses up."""
+    search = Search(Toy.random(2), space(sampler="gp", objectives=objectives, rest=["fp32", "bf16"]))
+    found = config_ids(search.run(16))
+    assert len(found) == len(set(found)) == 16
+
+
+@pytest.mark.parametrize("objectives", OBJECTIVES, ids=len)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_small_space_is_used_up_and_ends_the_search(name: str, objectives: Sequence[str]) -> None:
+    search = Search(Toy.random(2), space(sampler=name, objectives=objectives))
+    found = config_ids(search.run(1000))
+    assert len(found) == len(set(found)) == search.choices.size == 9
+
+
+def test_parameters_that_change_nothing_make_no_new_configuration() -> None:
+    """Without INT8 the recipe says nothing, without QAT the training does not: 2 + 2 · 2 + 2 · 2 · 2 · 3 parameter
+    sets stand for fp32 (1), int8 (2 recipes) and int8-qat (2 recipes × 2 step counts)."""
+    minmax = [{"name": "calibrate", "params": {"activations": "minmax", "weights": "minmax"}}]
+    wanted = space(
+        precisions=["fp32", "int8"],
+        stages=["ptq", "qat"],
+        recipes={"mse": [{"name": "calibrate"}], "minmax": minmax},
+        training={"steps": [1, 2], "learning_rate": [1e-5]},
+    )
+    search = Search(Toy.random(1), wanted)
+    assert search.choices.size == 12
+    assert len(set(config_ids(search.run(1000)))) == len(search.evaluator.seen) == 1 + 2 + 4
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_the_seed_decides(name: str) -> None:
+    toy, wanted = Toy.random(8), space(sampler=name)
+    first, again, other = (config_ids(Search(toy, wanted, seed=seed).run(40)) for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
+
+
+def reached(toy: Toy, name: str, seed: int) -> float:
+    """The time ÷ FP32's of the best feasible of 60 trials from a cold start; 1 where there is none."""
+    wanted = space(sampler=name, constraints={"max_drop": 0.01})
+    best = best_of(Search(toy, wanted, seed=seed).run(60), "latency")
+    return 1.0 if best is None else toy.share(best.config)
+
+
+def test_guided_beats_random_by_far() -> None:
+    """24 layers: in every run at least a tenth less time, a sixth on average."""
+    ratios = [
+        reached(toy, "guided", seed) / reached(toy, "random", seed)
+        for seed, toy in enumerate(Toy.random(24, seed) for seed in range(4))
+    ]
+    assert max(ratios) < 0.9
+    assert np.mean(ratios) < 5 / 6
+
+
+def proposals(toy: Toy, parent: str, count: int = 200) -> tuple[list[float], list[float]]:
+    """Drop and time ÷ FP32's of what Guided proposes after one trial, uniform in the scheme `parent`."""
+    wanted = space(precisions=["fp32", "int8"], constraints={"max_drop": 0.005})
+    search = Search(toy, wanted)
+    assert search.study is not None
+    search.study.enqueue_trial({**dict.fromkeys(toy.names, parent), "rest": "fp32", "recipe": "default"})
+    (trial,) = search.run(1)
+    assert trial.feasible == (parent == "fp32")
+    sampler = Guided(search.choices, Guide(search.choices, toy.graph, toy.sensitivity, "latency"), seed=0)
+    frozen = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING)
+    configs = [search.choices.config(sampler.sample_relative(search.study, frozen, {})) for _ in range(count)]
+    return [toy.drop(config) for config in configs], [toy.share(config) for config in configs]
+
+
+def test_a_parent_within_the_limits_is_made_faster() -> None:
+    """From FP32 every move is towards INT8; the likely ones cost little: most children stay within the drop."""
+    toy = Toy.random(12)
+    drops, shares = proposals(toy, "fp32")
+    assert max(shares) < 1
+    assert np.mean([drop <= 0.005 for drop in drops]) > 0.8
+
+
+def test_a_parent_beyond_the_limits_is_repaired() -> None:
+    """From INT8 every move removes an error; mostly a large one: on average more than a random layer's."""
+    toy = Toy.random(12)
+    drops, _ = proposals(toy, "int8")
+    assert max(drops) < sum(toy.errors)
+    assert sum(toy.errors) - np.mean(drops) > 2 * np.mean(toy.errors)
+
+
+def told(values: Sequence[Sequence[float]], beyond: Sequence[float]) -> optuna.Study:
+    """A study of finished trials with these objectives, and how far each is beyond its limit."""
+    study = new_study(objectives=len(values[0]))
+    for value, excess in zip(values, beyond, strict=True):
+        trial = study.ask({"x": CategoricalDistribution(["a"])})
+        trial.set_constraint("drop", excess)
+        study.tell(trial, list(value))
+    return study
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_front_holds_optunas_pareto_front(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    study = told(rng.random((30, 2)).tolist(), rng.uniform(-1, 1, 30).tolist())
+    feasible = [trial.number for trial in front(study) if is_feasible(trial)]
+    assert sorted(feasible) == sorted(trial.number for trial in study.best_trials)
+
+
+def test_the_front_holds_the_nearest_misses_that_are_faster() -> None:
+    study = told([[0.5], [0.4], [0.3], [0.2], [0.9]], [-1.0, 0.2, 0.1, 0.3, 0.01])
+    assert [trial.number for trial in front(study)] == [0, 2]
+
+
+def test_without_a_feasible_trial_the_front_is_the_three_nearest_misses() -> None:
+    study = told([[0.5], [0.4], [0.3], [0.2]], [0.4, 0.2, 0.1, 0.3])
+    assert [trial.number for trial in front(study)] == [2, 1, 3]
+
+
+def test_an_empty_study_has_no_front() -> None:
+    assert front(new_study()) == []
+
+
+def test_a_space_without_a_choice_is_proposed_once() -> None:
+    toy = Toy.random(2)
+    search = Search(toy, space(precisions=["int8"]))
+    assert [trial.config.counts() for trial in search.run(10)] == [{"int8": 2}]
+
+
+def test_every_category_of_a_choice_is_a_string() -> None:
+    wanted = space(precisions=["fp32", "int8"], stages=["qat"], training={"steps": [3], "learning_rate": [1e-5]})
+    found: Params = {name: values[0] for name, values in choices_of(Toy.random(2), wanted).categories().items()}
+    assert found == {
+        "layer0": "fp32",
+        "layer1": "fp32",
+        "rest": "fp32",
+        "recipe": "default",
+        "qat.steps": "3",
+        "qat.learning_rate": "1e-05",
+    }

@@ -1,0 +1,138 @@
+"""The warm start: uniform configurations, then ladders down the sensitivity ranking; each once, in order."""
+
+from __future__ import annotations
+
+import pytest
+
+from mixq.searcher.choices import Params
+from mixq.searcher.space import SearchSpace
+from mixq.searcher.warmstart import warm_start
+from tests.searcher.toy import Toy, choices_of, space
+
+# The most sensitive first: layer3, layer1, layer0, layer4, layer2.
+TOY = Toy(work=(1.0,) * 5, errors=(3e-3, 4e-3, 1e-3, 5e-3, 2e-3))
+TRAINING = {"steps": [5, 9], "learning_rate": [1e-5, 1e-4]}
+
+
+def starts(wanted: SearchSpace, toy: Toy = TOY) -> list[tuple[str, Params]]:
+    return warm_start(choices_of(toy, wanted), toy.sensitivity)
+
+
+def letters(params: Params, toy: Toy = TOY) -> str:
+    """One a layer: F fp32, H fp16, B bf16, I int8, T trained int8."""
+    names = {"fp32": "F", "fp16": "H", "bf16": "B", "int8": "I", "int8-qat": "T"}
+    return "".join(names[params[name]] for name in toy.names)
+
+
+def listed(wanted: SearchSpace) -> list[tuple[str, str]]:
+    return [(origin, letters(params)) for origin, params in starts(wanted)]
+
+
+def test_uniform_ones_come_first_then_ladders_of_doubling_steps() -> None:
+    assert listed(space()) == [
+        ("uniform fp32", "FFFFF"),
+        ("uniform bf16", "BBBBB"),
+        ("uniform int8", "IIIII"),
+        ("ladder 1 bf16", "IIIBI"),
+        ("ladder 2 bf16", "IBIBI"),
+        ("ladder 4 bf16", "BBIBB"),
+        ("ladder 1 fp32", "IIIFI"),
+        ("ladder 2 fp32", "IFIFI"),
+        ("ladder 4 fp32", "FFIFF"),
+    ]
+
+
+def test_training_comes_last() -> None:
+    wanted = space(precisions=["fp32", "int8"], stages=["ptq", "qat"], training=TRAINING)
+    found = starts(wanted)
+    assert [letters(params) for _, params in found] == [
+        *("FFFFF", "IIIII", "TTTTT"),
+        *("IIIFI", "IFIFI", "FFIFF"),
+        *("IIITI", "ITITI", "TTITT"),
+    ]
+    assert {(params["qat.steps"], params["qat.learning_rate"]) for _, params in found} == {("5", "1e-05")}
+
+
+def test_a_space_that_only_trains_spares_the_sensitive_layers_too() -> None:
+    wanted = space(precisions=["fp32", "int8"], stages=["qat"], training=TRAINING)
+    assert [layers for _, layers in listed(wanted)] == ["FFFFF", "TTTTT", "TTTFT", "TFTFT", "FFTFF"]
+
+
+def test_a_space_without_int8_spares_them_from_its_fastest_type() -> None:
+    assert [layers for _, layers in listed(space(precisions=["fp32", "bf16"]))] == [
+        *("FFFFF", "BBBBB"),
+        *("BBBFB", "BFBFB", "FFBFF"),
+    ]
+
+
+def test_the_rest_is_every_type_for_uniform_ones_and_the_matching_one_for_ladders() -> None:
+    found = [(letters(params), params["rest"]) for _, params in starts(space(rest=["fp32", "bf16"]))]
+    assert found[:6] == [
+        ("FFFFF", "fp32"),
+        ("FFFFF", "bf16"),
+        ("BBBBB", "fp32"),
+        ("BBBBB", "bf16"),
+        ("IIIII", "fp32"),
+        ("IIIII", "bf16"),
+    ]
+    assert [(layers, rest) for layers, rest in found[6:] if "B" in layers] == [
+        ("IIIBI", "bf16"),
+        ("IBIBI", "bf16"),
+        ("BBIBB", "bf16"),
+    ]
+    assert {rest for layers, rest in found[6:] if "F" in layers} == {"fp32"}
+
+
+def test_every_recipe_is_tried_on_int8() -> None:
+    recipes = {name: [{"name": "calibrate", "params": {"activations": name}}] for name in ("mse", "minmax", "entropy")}
+    found = [
+        (origin, params["recipe"]) for origin, params in starts(space(precisions=["fp32", "int8"], recipes=recipes))
+    ]
+    assert found[:4] == [
+        ("uniform fp32", "mse"),
+        ("uniform int8", "mse"),
+        ("uniform int8, recipe minmax", "minmax"),
+        ("uniform int8, recipe entropy", "entropy"),
+    ]
+    assert {recipe for _, recipe in found[4:]} == {"mse"}
+
+
+def test_layers_that_lack_a_scheme_take_the_nearest() -> None:
+    """layer0 is never INT8; layer1 is never trained, so it is INT8 where the others are trained."""
+    wanted = space(
+        precisions=["fp32", "int8"],
+        stages=["ptq", "qat"],
+        training=TRAINING,
+        overrides=[{"layers": "layer0", "precisions": ["bf16", "fp32"]}, {"layers": "layer1", "stages": ["ptq"]}],
+    )
+    found = dict(listed(wanted))
+    assert found["uniform fp32"] == "FFFFF"
+    assert found["uniform int8"] == "BIIII"
+    assert found["uniform int8-qat"] == "BITTT"
+    assert found["ladder 1 fp32"] == "BIIFI"
+
+
+def test_layers_of_a_group_climb_together() -> None:
+    """layer2 and layer4 add up to 3e-3: behind layer3 and layer1, and after layer0 in the order of the graph."""
+    found = listed(space(precisions=["fp32", "int8"], groups=["layer[24]"]))
+    assert [layers for _, layers in found] == ["FFFFF", "IIIII", "IIIFI", "IFIFI"]
+    heavier = Toy(work=TOY.work, errors=(3e-3, 4e-3, 3e-3, 5e-3, 3e-3))
+    wanted = space(precisions=["fp32", "int8"], groups=["layer[24]"])
+    assert letters(starts(wanted, heavier)[2][1]) == "IIFIF"
+
+
+@pytest.mark.parametrize("precisions", [["fp32"], ["int8"], ["fp32", "int8"], ["fp32", "fp16", "bf16", "int8"]])
+@pytest.mark.parametrize("layers", [1, 2, 9])
+def test_no_configuration_comes_twice(precisions: list[str], layers: int) -> None:
+    toy, wanted = Toy.random(layers), space(precisions=precisions, rest=["fp32", "bf16"])
+    choices = choices_of(toy, wanted)
+    found = [choices.config(params).id for _, params in warm_start(choices, toy.sensitivity)]
+    assert len(found) == len(set(found)) >= len(precisions)
+
+
+def test_every_parameter_is_given_so_that_no_sampler_adds_to_it() -> None:
+    wanted = space(stages=["ptq", "qat"], training=TRAINING, rest=["fp32", "bf16"])
+    choices = choices_of(TOY, wanted)
+    for _, params in warm_start(choices, TOY.sensitivity):
+        assert params.keys() == choices.categories().keys()
+        assert all(value in choices.categories()[name] for name, value in params.items())
