@@ -76,7 +76,9 @@ def _compiled(runtime: Runtime, graph: Graph, precision: Precision, threads: int
     weights = {
         name: affine.symmetric(np.abs(graph.weight(graph.by_name[name].weight)).max((1, 2, 3)), axis=0) for name in int8
     }
-    parameters = Parameters(dict.fromkeys(plan.tensors, affine.asymmetric(-4, 4)), weights)
+    # Behind ReLU nothing is negative, and ONNX Runtime fuses it only where the codes say so.
+    ranges = {name: affine.asymmetric(-4 if name == "x" else 0, 4) for name in plan.tensors}
+    parameters = Parameters(ranges, weights)
     model = lower(graph, config, plan, parameters, typed=runtime.typed(config))
     return runtime.compile(serialize(model), threads, runtime.options(config))
 

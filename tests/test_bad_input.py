@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -85,6 +85,15 @@ TASKS: dict[str, tuple[str, list[str]]] = {
     "OldOpset": ("def model(self): return HERE / 'old.onnx'", ["opset is 11", "takes 13 and newer", "export it again"]),
     "Quantized": ("def model(self): return HERE / 'int8.onnx'", ["QuantizeLinear", "quantized already", "in FP32"]),
     "NaNWeight": ("def model(self): return HERE / 'nan.onnx'", ["weight 'second.weight' holds NaN", "the checkpoint"]),
+    "NoBatchAxis": ("def model(self): return HERE / 'scalar.onnx'", ["the model's output 'mean' has no batch axis"]),
+    "RaisingModel": (
+        "def model(self): raise OSError('no checkpoint')",
+        ["RaisingModel.model raised OSError: no checkpoint (task.py line "],
+    ),
+    "RaisingCorruption": (
+        "def corruptions(self): return {'fog': lambda inputs: 1 / 0}",
+        ["RaisingCorruption.corruptions: 'fog' raised ZeroDivisionError: division by zero (task.py line "],
+    ),
     "NoLayers": ("def model(self): return HERE / 'pool.onnx'", ["no layer to quantize", "Conv, ConvTranspose, Gemm"]),
     "FixedBatch": ("def model(self): return HERE / 'fixed.onnx'", ["cannot run", "batch axis must be dynamic"]),
     "OtherShape": ("def calibration(self): yield {'image': images(0)[:, :2]}", ["cannot", "(1, 2, 8, 8)"]),
@@ -149,6 +158,8 @@ OPTIONS = {
     "--max-drop -1": ["--max-drop", "greater than or equal to 0 (got -1.0)"],
     "--max-drop nan": ["--max-drop", "finite number (got nan)"],
     "--trials 0": ["trials must be at least 1", "got 0"],
+    "--timeout nan": ["timeout", "nan"],
+    "--seed -1": ["seed", "at least 0", "-1"],
     "--timeout 0": ["timeout", "positive", "0.0"],
     "--sampler best": ["--sampler", "'guided', 'tpe', 'gp', 'nsga2' or 'random' (got 'best')"],
     "--space missing.yaml": ["cannot read the search space missing.yaml: No such file", "see search_spaces/cpu.yaml"],
@@ -158,6 +169,7 @@ OPTIONS = {
     "--storage garbage": ["the study storage garbage cannot be opened", "give a URL of Optuna's, e.g. sqlite:///"],
     "--storage mysql://me:secret@host/x": ["mysql://me:***@host/x cannot be opened", "install"],
     "--storage sqlite:////proc/x.db": ["sqlite:////proc/x.db cannot be opened", "unable to open database file"],
+    "--tracking garbage": ["cannot use 'garbage' as MLflow's tracking store", "e.g. sqlite:///runs/mlflow.db"],
     "--out {files}/task.py": ["cannot write", "task.py: File exists", "choose a folder that you may write to"],
     "--out {files}/task.py/below": ["task.py/below: Not a directory", "choose a folder"],
     "--out /proc/mixq": ["cannot write /proc/mixq", "choose a folder"],
@@ -213,6 +225,46 @@ CONFIGS: dict[str, tuple[Callable[[str], str], list[str]]] = {
 }
 
 
+COMMANDS = {
+    "": ["the following arguments are required: COMMAND", "mixq --help"],
+    "quantize": ["invalid choice: 'quantize'", "'analyze', 'search', 'evaluate', 'export'"],
+    "search {files}/task.py:Tiny --out out": ["required: --space", "mixq search --help"],
+    "verify {files}": ["cannot read", "certificate.json: No such file", "a folder that a search or an export"],
+    "verify missing": ["missing/certificate.json"],
+    "show {files}/net.onnx": ["the configuration", "net.onnx is no text", "give a best.json"],
+    "show {files}/space.yaml": ["space.yaml is not valid JSON (line 1"],
+    "show {files}": ["cannot read the configuration", "best.json: No such file"],
+    "show {files}/strange": ["strange/summary.json"],
+    "show missing": ["cannot read the configuration missing: No such file"],
+    "diff {files}/space.yaml {searched}/best.json": ["space.yaml is not valid JSON"],
+    "diff {searched}/best.json {searched}/summary.json": ["summary.json: ", "unknown field; known: format"],
+    "export {files}/task.py:Tiny {searched}/best.json --out {files}/task.py": ["task.py: File exists", "choose a"],
+    "diff {searched}/best.json": ["required: right", "mixq diff --help"],
+    "analyze {files}/task.py:Tiny --schemes nonsense": ["scheme 'nonsense' is unknown", "known: fp32, fp16"],
+    "analyze {files}/task.py:Tiny --quiet --rows 0": ["rows must be at least 1", "got 0"],
+    "analyze {files}/task.py:Tiny --quiet --out {files}/task.py": ["task.py: File exists", "choose a folder"],
+    "analyze {files}/task.py:FewTargets --quiet --out out": ["yield one target a row"],
+}
+
+# What is not refused as it should be, and where that is to be mended.
+AWAITED = {
+    "NoBatchAxis": "graph/capture.py takes an output without axes, evaluator.run_batches cannot cut it",
+    "RaisingModel": "evaluator.graph calls task.model(), not data.model()",
+    "show {files}/strange": "show.result takes any mapping for a summary",
+    "RaisingCorruption": "evaluator.robustness calls task.corruptions(), not data.corruptions(), and only at the end",
+    "--timeout nan": "api.search",
+    "--seed -1": "api.search",
+    "--tracking garbage": "launch.open_job opens the tracking after the study is written",
+    **dict.fromkeys((option for option in OPTIONS if "--storage" in option), "launch.open_job makes the folder first"),
+}
+
+
+def cases(table: Iterable[str]) -> list[Any]:
+    """Its keys, those that are awaited marked."""
+    marks = {name: pytest.mark.xfail(reason=reason, strict=True) for name, reason in AWAITED.items()}
+    return [pytest.param(name, marks=marks.get(name, ())) for name in table]
+
+
 def network(net: Net) -> str:
     """Two convolutions and a classifier; the name of the output."""
     x = net.op("Relu", net.conv("image", 4, name="first"))
@@ -241,7 +293,10 @@ def write_models(folder: Path) -> None:
     net = small_net()
     onnx.save(net.model(net.pooled("image")), folder / "pool.onnx")
     net = small_net()
-    shape = net.constant("shape", np.array([3, 5]))
+    mean = net.op("ReduceMean", network(net), name="mean", keepdims=0)
+    onnx.save(net.model(mean, ranks=[0]), folder / "scalar.onnx")
+    net = small_net()
+    shape = net.constant("shape", np.array([1, 5]))
     onnx.save(net.model(net.op("Reshape", network(net), shape)), folder / "fixed.onnx")
     net = small_net()
     scale, zero = net.constant("scale", np.float32(0.1)), net.constant("zero", np.uint8(0))
@@ -265,7 +320,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "field.yaml": "precisions: [fp32]\nprecision: int8\n",
         "glob.yaml": "precisions: [fp32]\ngroups: ['tail*']\n",
         "bf16.yaml": "precisions: [bf16]\n",
+        "strange/summary.json": "{}",
     }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     return folder
 
@@ -329,7 +386,7 @@ def says(told: str, parts: Sequence[str]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", cases(TASKS))
 def test_a_task_that_cannot_be_used(name: str, files: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert says(refusal(search(files, name), capfd), TASKS[name][1])
 
@@ -341,7 +398,7 @@ def test_a_task_that_cannot_be_found(spec: str, files: Path, capfd: pytest.Captu
     assert says(refusal(arguments, capfd), SPECS[spec])
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", cases(OPTIONS))
 def test_an_option_that_cannot_be_used(options: str, files: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert says(refusal([*search(files), *options.format(files=files).split()], capfd), OPTIONS[options])
 
@@ -359,31 +416,9 @@ def test_a_configuration_that_cannot_be_used(
     assert says(refusal(arguments, capfd), told)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ("", ["the following arguments are required: COMMAND", "mixq --help"]),
-        ("quantize", ["invalid choice: 'quantize'", "'analyze', 'search', 'evaluate', 'export'"]),
-        ("search {files}/task.py:Tiny --out out", ["required: --space", "mixq search --help"]),
-        ("verify {files}", ["cannot read", "certificate.json: No such file", "a folder that a search or an export"]),
-        ("verify missing", ["missing/certificate.json"]),
-        ("show {files}/net.onnx", ["the configuration", "net.onnx is no text", "give a best.json"]),
-        ("show {files}/space.yaml", ["space.yaml is not valid JSON (line 1"]),
-        ("show {files}", ["cannot read the configuration", "best.json: No such file"]),
-        ("show missing", ["cannot read the configuration missing: No such file"]),
-        ("diff {files}/space.yaml {searched}/best.json", ["space.yaml is not valid JSON"]),
-        ("diff {searched}/best.json {searched}/summary.json", ["summary.json: ", "unknown field; known: format"]),
-        ("diff {searched}/best.json", ["required: right", "mixq diff --help"]),
-        ("analyze {files}/task.py:Tiny --schemes nonsense", ["scheme 'nonsense' is unknown", "known: fp32, fp16"]),
-        ("analyze {files}/task.py:Tiny --quiet --rows 0", ["rows must be at least 1", "got 0"]),
-        ("analyze {files}/task.py:Tiny --quiet --out {files}/task.py", ["task.py: File exists", "choose a folder"]),
-        ("analyze {files}/task.py:FewTargets --quiet --out out", ["yield one target a row"]),
-    ],
-)
-def test_other_commands(
-    arguments: str, told: list[str], files: Path, searched: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert says(refusal(arguments.format(files=files, searched=searched).split(), capfd), told)
+@pytest.mark.parametrize("arguments", cases(COMMANDS))
+def test_other_commands(arguments: str, files: Path, searched: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert says(refusal(arguments.format(files=files, searched=searched).split(), capfd), COMMANDS[arguments])
 
 
 # Classes that are fine, but not those that a study was made with.

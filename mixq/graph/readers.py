@@ -32,18 +32,16 @@ def wants_output_pair(layer: ir.Node, placement: Placement) -> bool:
     return fused or layer.op_type in placement.output_pairs
 
 
-def written_as_codes(
-    model: ir.Model, int8: Collection[str], joined: Collection[str], placement: Placement
-) -> frozenset[str]:
-    """Tensors that come as codes out of the layers `int8` and the other ops `joined`, or are handed on as such."""
-    written: set[str] = set()
+def coded(model: ir.Model, int8: Collection[str], placement: Placement) -> frozenset[str]:
+    """Tensors that codes flow into: out of the layers `int8` with an output pair, and on through what can run on codes."""
+    passing = placement.integer | placement.transparent | placement.fused_activations
+    found: set[str] = set()
     for node in model.graph:
-        if node.name in joined or (node.name in int8 and wants_output_pair(node, placement)):
-            written.add(str(behind_activation(node.outputs[0], placement).name))
-        elif node.op_type in placement.transparent:
-            if any(value is not None and value.name in written for value in data_inputs(node)):
-                written.update(str(output.name) for output in node.outputs)
-    return frozenset(written)
+        starts = node.name in int8 and wants_output_pair(node, placement)
+        passes = node.op_type in passing and not any(is_constant(value) for value in operands(node))
+        if starts or (passes and any(value is not None and value.name in found for value in operands(node))):
+            found.update(str(output.name) for output in node.outputs)
+    return frozenset(found)
 
 
 def behind_activation(value: ir.Value, placement: Placement) -> ir.Value:

@@ -8,12 +8,12 @@ from mixq.graph.placement import Placement
 from mixq.graph.readers import (
     activations,
     behind_activation,
+    coded,
     data_inputs,
     is_constant,
     keeps_codes,
     operands,
     wants_output_pair,
-    written_as_codes,
 )
 
 Edge = tuple[str, int]
@@ -30,7 +30,7 @@ class Sweep:
     def __init__(self, model: ir.Model, int8: frozenset[str], placement: Placement, joined: frozenset[str]) -> None:
         self._model, self._int8, self._placement, self._joined = model, int8, placement, joined
         self._shared: dict[str, str] = {}  # union-find over tensors that share qparams
-        self._written = written_as_codes(model, int8, joined, placement)
+        self._coded = coded(model, int8, placement)
         self._moving: dict[ir.Node, bool] = {}
         self.reads: dict[str, dict[Edge, None]] = {}
         self.inputs: dict[str, str] = {}
@@ -48,14 +48,14 @@ class Sweep:
 
     def joinable(self) -> frozenset[str]:
         """Ops with an integer form whose output is quantized, and whose inputs are or may well be."""
-        coded = self._coded() if self._placement.all_inputs else set(self.reads)
+        sources = self._coded if self._placement.all_inputs else self.reads.keys()
         return frozenset(
             str(node.name)
             for node in self._model.graph
             if node.op_type in self._placement.integer
             and node.name not in self._joined
             and behind_activation(node.outputs[0], self._placement).name in self.reads
-            and any(value is not None and value.name in coded for value in operands(node))
+            and any(value is not None and value.name in sources for value in operands(node))
             and not (self._placement.all_inputs and any(is_constant(value) for value in operands(node)))
         )
 
@@ -64,15 +64,6 @@ class Sweep:
         for tensor in self.reads:
             groups.setdefault(self._leader(tensor), []).append(tensor)
         return tuple(tuple(group) for group in groups.values())
-
-    def _coded(self) -> set[str]:
-        """Tensors that codes flow into through ops which could run on them."""
-        coded, placement = set(self._written), self._placement
-        passing = placement.integer | placement.transparent | placement.fused_activations
-        for node in self._model.graph:
-            if node.op_type in passing and any(value is not None and value.name in coded for value in node.inputs):
-                coded.update(str(output.name) for output in node.outputs)
-        return coded
 
     def _quantize_input(self, node: ir.Node) -> None:
         value = node.inputs[0]
@@ -131,7 +122,7 @@ class Sweep:
             node.op_type in self._placement.transparent
             and keeps_codes(node)
             and not any(is_constant(value) for value in data_inputs(node))
-            and (not self._placement.up_to_codes or node.outputs[0].name in self._written)
+            and (not self._placement.up_to_codes or node.outputs[0].name in self._coded)
             and not any(output.is_graph_output() for output in node.outputs)
             and all(self._content(output) for output in node.outputs)
             and (not self._placement.output_pairs or len(activations(node.outputs[0], self._placement)) == 1)

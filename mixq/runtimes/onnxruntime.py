@@ -39,7 +39,7 @@ GEMM_ACTIVATIONS = (
 INTEGER_LAYERS = ("Conv", "Gemm", "MatMul")
 # Left to itself, ONNX Runtime (1.31) rounds the weights of a float layer that reads dequantized codes to 8 bits, one
 # scale for all channels, and runs it INT8: a mix would lose exactly the layers that it keeps in FP32.
-DISABLED, WEIGHT_QUANTIZATION = "optimization.disable_specified_optimizers", "WeightBiasQuantization"
+DISABLED, WEIGHT_QUANTIZATION = "optimization.disable_specified_optimizers", "WeightBiasQuantization;QDQPropagationTransformer"
 FATAL_ONLY = 4  # what it logs as an error it raises too
 PROFILED_RUNS = 6
 

@@ -18,14 +18,15 @@ def starts(wanted: SearchSpace, toy: Toy = TOY) -> list[tuple[str, Params]]:
     return warm_start(choices_of(toy, wanted), toy.sensitivity)
 
 
-def letters(params: Params, toy: Toy = TOY) -> str:
+def letters(wanted: SearchSpace, params: Params, toy: Toy = TOY) -> str:
     """One a layer: F fp32, H fp16, B bf16, I int8, T trained int8."""
     names = {"fp32": "F", "fp16": "H", "bf16": "B", "int8": "I", "int8-qat": "T"}
-    return "".join(names[params[name]] for name in toy.names)
+    config = choices_of(toy, wanted).config(params)
+    return "".join(names[str(config.schemes[name])] for name in toy.names)
 
 
-def listed(wanted: SearchSpace) -> list[tuple[str, str]]:
-    return [(origin, letters(params)) for origin, params in starts(wanted)]
+def listed(wanted: SearchSpace, toy: Toy = TOY) -> list[tuple[str, str]]:
+    return [(origin, letters(wanted, params, toy)) for origin, params in starts(wanted, toy)]
 
 
 def test_uniform_ones_come_first_then_ladders_of_doubling_steps() -> None:
@@ -44,13 +45,12 @@ def test_uniform_ones_come_first_then_ladders_of_doubling_steps() -> None:
 
 def test_training_comes_last() -> None:
     wanted = space(precisions=["fp32", "int8"], stages=["ptq", "qat"], training=TRAINING)
-    found = starts(wanted)
-    assert [letters(params) for _, params in found] == [
+    assert [layers for _, layers in listed(wanted)] == [
         *("FFFFF", "IIIII", "TTTTT"),
         *("IIIFI", "IFIFI", "FFIFF"),
         *("IIITI", "ITITI", "TTITT"),
     ]
-    assert {(params["qat.steps"], params["qat.learning_rate"]) for _, params in found} == {("5", "1e-05")}
+    assert {(params["qat.steps"], params["qat.learning_rate"]) for _, params in starts(wanted)} == {("5", "1e-05")}
 
 
 def test_a_space_that_only_trains_spares_the_sensitive_layers_too() -> None:
@@ -66,7 +66,8 @@ def test_a_space_without_int8_spares_them_from_its_fastest_type() -> None:
 
 
 def test_the_rest_is_every_type_for_uniform_ones_and_the_matching_one_for_ladders() -> None:
-    found = [(letters(params), params["rest"]) for _, params in starts(space(rest=["fp32", "bf16"]))]
+    wanted = space(rest=["fp32", "bf16"])
+    found = [(letters(wanted, params), params["rest"]) for _, params in starts(wanted)]
     assert found[:6] == [
         ("FFFFF", "fp32"),
         ("FFFFF", "bf16"),
@@ -109,16 +110,15 @@ def test_layers_that_lack_a_scheme_take_the_nearest() -> None:
     assert found["uniform fp32"] == "FFFFF"
     assert found["uniform int8"] == "BIIII"
     assert found["uniform int8-qat"] == "BITTT"
-    assert found["ladder 1 fp32"] == "BIIFI"
+    assert list(found.values())[4:7] == ["BIIFI", "BFIFI", "BFIFF"]
 
 
 def test_layers_of_a_group_climb_together() -> None:
-    """layer2 and layer4 add up to 3e-3: behind layer3 and layer1, and after layer0 in the order of the graph."""
-    found = listed(space(precisions=["fp32", "int8"], groups=["layer[24]"]))
-    assert [layers for _, layers in found] == ["FFFFF", "IIIII", "IIIFI", "IFIFI"]
-    heavier = Toy(work=TOY.work, errors=(3e-3, 4e-3, 3e-3, 5e-3, 3e-3))
+    """layer2 and layer4 add up to 3e-3, which puts them behind layer3 and layer1; with twice their errors, before."""
     wanted = space(precisions=["fp32", "int8"], groups=["layer[24]"])
-    assert letters(starts(wanted, heavier)[2][1]) == "IIFIF"
+    assert [layers for _, layers in listed(wanted)] == ["FFFFF", "IIIII", "IIIFI", "IFIFI"]
+    heavier = Toy(work=TOY.work, errors=(3e-3, 4e-3, 2e-3, 5e-3, 4e-3))
+    assert [layers for _, layers in listed(wanted, heavier)] == ["FFFFF", "IIIII", "IIFIF", "IIFFF"]
 
 
 @pytest.mark.parametrize("precisions", [["fp32"], ["int8"], ["fp32", "int8"], ["fp32", "fp16", "bf16", "int8"]])
