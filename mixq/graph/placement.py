@@ -19,8 +19,8 @@ class Placement:
 
     transparent: ops through which a pair moves up, so that the producer already writes codes.
     integer: ops that are not layers and run on codes where their quantized inputs and their output are quantized.
-    up_to_codes: whether a pair moves up only where an integer kernel writes codes anyway, since before them the runtime's
-    float kernels are the faster ones.
+    up_to_codes: whether a pair moves up only where an integer kernel writes codes anyway; elsewhere the runtime's float
+    kernels of the transparent ops are the faster ones.
     all_inputs: whether `integer` ops need a pair on every input, and on the output one that every reader stands behind;
     such pairs are added where codes flow in. Else one quantized input is enough, the rest fuses.
     output_pairs: layers whose INT8 kernel is picked only with a pair on the output too (behind its activation).

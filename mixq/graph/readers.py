@@ -33,7 +33,7 @@ def wants_output_pair(layer: ir.Node, placement: Placement) -> bool:
 
 
 def coded(model: ir.Model, int8: Collection[str], placement: Placement) -> frozenset[str]:
-    """Tensors that codes flow into: out of the layers `int8` with an output pair, and on through what can run on codes."""
+    """Tensors that codes flow into: out of layers `int8` with an output pair, and on through ops that can take them."""
     passing = placement.integer | placement.transparent | placement.fused_activations
     found: set[str] = set()
     for node in model.graph:

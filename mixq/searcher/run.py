@@ -30,6 +30,7 @@ from mixq.searcher.trial import Trial
 
 WARM = "mixq:warm"
 TOLERANCE = 1e-9  # 0.72 − 0.715 is not quite 0.005
+EQUAL = 0.03  # relative difference in the objective below which accuracy decides
 REPEATS = 5  # proposals in a row that were all evaluated before: the space is used up
 
 OnTrial = Callable[[Trial, Candidate | None], None]
@@ -124,14 +125,14 @@ def objective_value(evaluation: Evaluation, objective: Objective) -> float:
 def best_of(trials: Sequence[Trial], objective: Objective) -> Trial | None:
     """The feasible trial that is best in the first objective; None where none is feasible.
 
-    Among those that the measurement cannot tell from the very best, the one closest to FP32: a lucky timing does not
-    decide, and what is closer to FP32 holds better on data that the search has not seen.
+    Among those that the measurement cannot tell from the very best (within its interval, and EQUAL at most), the one
+    closest to FP32: a lucky timing does not decide, and what is closer holds better on data not seen.
     """
     feasible = [trial for trial in trials if trial.feasible]
     if not feasible:
         return None
     top = min(feasible, key=lambda trial: _value(trial, objective))
-    limit = _pessimistic_value(top, objective)
+    limit = min(_pessimistic_value(top, objective), (1 + EQUAL) * _value(top, objective))
     return min((t for t in feasible if _value(t, objective) <= limit), key=_distance)
 
 

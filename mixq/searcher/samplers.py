@@ -137,7 +137,10 @@ def front(study: Study) -> list[FrozenTrial]:
     """Feasible trials that no other dominates; and those beyond the constraints by least, to be repaired."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     feasible = [trial for trial in trials if is_feasible(trial)]
-    best = [trial for trial in feasible if not any(_dominates(other, trial) for other in feasible)]
+    best: list[FrozenTrial] = []
+    for trial in sorted(feasible, key=lambda trial: trial.values):  # what dominates a trial comes before it
+        if not any(_dominates(other, trial) for other in best):
+            best.append(trial)
     fast = [t for t in trials if not is_feasible(t) and all(t.values[0] < other.values[0] for other in best)]
     return best + sorted(fast, key=lambda trial: sum(max(0.0, v) for v in trial.constraints.values()))[: len(best) or 3]
 

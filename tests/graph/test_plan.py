@@ -48,11 +48,16 @@ def test_nothing_is_quantized_without_int8_layers(placement: Placement) -> None:
 
 @both
 def test_pairs_move_up_through_pooling(placement: Placement) -> None:
-    plan = make_plan(pooled_net(), ["second"], placement)
-    assert plan.inputs == {"second": "relu"}
+    plan = make_plan(pooled_net(), ["first", "second"], placement)
+    assert plan.inputs == {"first": "x", "second": "relu"}
     assert readers(plan)["relu"] == {"pool"}
     (group,) = [group for group in plan.groups if "relu" in group]
     assert set(group) == ({"relu"} if placement is OPENVINO else {"relu", "pool"})
+
+
+def test_pooling_behind_a_float_layer_stays_float_on_onnxruntime() -> None:
+    assert make_plan(pooled_net(), ["second"], ORT).inputs == {"second": "pool"}
+    assert make_plan(pooled_net(), ["second"], OPENVINO).inputs == {"second": "relu"}
 
 
 def test_openvino_repeats_no_pair() -> None:
@@ -185,11 +190,11 @@ def test_a_gemm_gets_an_output_pair_where_an_activation_would_be_fused_in_float(
 def test_only_padding_with_zeros_is_written_on_codes(value: float, on_codes: bool) -> None:
     net = Net(4, 8, 8)
     pads = net.constant("pads", np.array([0, 2, 0, 0, 0, 2, 0, 0], np.int64))
-    net.op("Pad", "x", pads, net.constant("value", np.float32(value)), name="pad")
+    net.op("Pad", net.conv("x", 4, "first"), pads, net.constant("value", np.float32(value)), name="pad")
     net.channels["pad"] = 8
-    plan = make_plan(net.graph(net.conv("pad", 4, "last"), example=EXAMPLE, ranks=[4]), ["last"], ORT)
+    plan = make_plan(net.graph(net.conv("pad", 4, "last"), example=EXAMPLE, ranks=[4]), ["first", "last"], ORT)
     assert plan.rewritten == ({"pad"} if on_codes else set())
-    assert plan.inputs == {"last": "x" if on_codes else "pad"}
+    assert plan.inputs["last"] == ("first" if on_codes else "pad")
 
 
 def test_batch_norm_on_codes_is_rewritten_on_onnxruntime() -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from mixq.config import LayerScheme, Precision
@@ -10,7 +15,7 @@ from mixq.graph import Graph, serialize
 from mixq.graph.capture import relative_error
 from mixq.runtimes import get_runtime
 from mixq.task import Array
-from tests.helpers import Net, images, lowered, ort_run, residual, schemes
+from tests.helpers import Net, images, lowered, ops, ort_run, residual, schemes
 
 ORT = get_runtime("onnxruntime")
 EXAMPLE = images(16, 8)
@@ -39,6 +44,28 @@ def test_float_layers_between_int8_layers_stay_float() -> None:
     assert model.executed(EXAMPLE) == {"a": "int8", "b": "fp32", "c": "int8"}
     plain = {kernel.layer: kernel.executed for kernel in ORT.compile(model.model, 1).audit(graph.layers, EXAMPLE)}
     assert plain["b"] == "int8"
+
+
+def test_pooling_behind_a_float_layer_stays_in_front_of_the_pair(tmp_path: Path) -> None:
+    """Without the option ONNX Runtime 1.31 moves the pair up again."""
+    net = Net(8, 8, 8)
+    pool = net.op("MaxPool", net.conv("x", 8, "a"), kernel_shape=[2, 2], strides=[2, 2])
+    graph = net.graph(net.conv(pool, 8, "b"), example=images(3, 8), ranks=[4])
+    config = schemes(graph, "int8", a="fp32")
+    model = lowered(graph, config, ORT, EXAMPLE).model
+    for options, pooled_first in ((ORT.options(config), True), ({}, False)):
+        found = optimized(model, options, tmp_path / "optimized.onnx")
+        assert (found.index("MaxPool") < found.index("QuantizeLinear")) == pooled_first
+
+
+def optimized(model: bytes, entries: Mapping[str, str], path: Path) -> list[str]:
+    """Op types of what ONNX Runtime makes of `model`, in order."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(path), 3
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return ops(onnx.load(path))
 
 
 def activated(activation: str, kind: str) -> Graph:
