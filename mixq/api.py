@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,8 +104,10 @@ def search(
     the files that the README lists, all of them current after every trial. Raises InputError for bad input.
     """
     began, progress = time.monotonic(), Progress(quiet)
-    if trials < 1 or (timeout is not None and timeout <= 0):
-        raise InputError(f"trials must be at least 1 and timeout positive, got {trials} and {timeout}")
+    if trials < 1 or seed < 0:
+        raise InputError(f"trials must be at least 1 and seed at least 0, got {trials} and {seed}")
+    if timeout is not None and not 0 < timeout < math.inf:
+        raise InputError(f"timeout must be a positive number of seconds, got {timeout}")
     wanted = _space(space, max_drop, sampler)
     folder = _writable(out)
     evaluator = open_evaluator(task, runtime, threads, progress)

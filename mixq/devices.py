@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from mixq import affine
+from mixq import affine, machine
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, uniform
 from mixq.graph.layers import find_layers
 from mixq.graph.lower import lower
@@ -41,6 +41,7 @@ class Device:
 
 def measure_devices(threads: int = 1) -> list[Device]:
     """Every precision on every runtime of this installation, on `threads` threads."""
+    machine.check_threads(threads)
     return [found for name in NAMES for found in _measure(get_runtime(name), threads)]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from mixq import machine, measures
 from mixq.calibration import Statistics, collect
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, uniform
-from mixq.corruptions import Corruption, image_corruptions
+from mixq.corruptions import Corruption
 from mixq.dataset import Split, TaskData, row_count
 from mixq.errors import InputError
 from mixq.graph import Graph, capture, serialize
@@ -86,8 +86,7 @@ class Evaluator:
     """
 
     def __init__(self, task: Task, runtime: Runtime, threads: int = 1, latency_budget_s: float = 0.2) -> None:
-        if not 1 <= threads <= machine.cores():
-            raise InputError(f"threads must be from 1 to {machine.cores()} (the cores of this machine), got {threads}")
+        machine.check_threads(threads)
         self.task, self.runtime, self.threads = task, runtime, threads
         self.latency_budget_s = latency_budget_s
         self.data = TaskData(task)
@@ -96,7 +95,7 @@ class Evaluator:
     @cached_property
     def graph(self) -> Graph:
         example = {name: value[:3] for name, value in self.data.calibration[0].items()}
-        return capture(self.task.model(), example, self._run_fp32)
+        return capture(self.data.model(), example, self._run_fp32)
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -233,10 +232,9 @@ class Evaluator:
     def robustness(self, candidate: Candidate) -> dict[str, float]:
         """The primary metric on the search split under each corruption: the Task's own, or those for images."""
         split, primary = self.data.split("search"), self.task.primary
-        corruptions = self.task.corruptions() or image_corruptions(self.data.example)
         return {
             name: self.data.metrics(self.outputs(candidate, split, corrupt), split)[primary]
-            for name, corrupt in corruptions.items()
+            for name, corrupt in self.data.corruptions().items()
         }
 
     @cached_property

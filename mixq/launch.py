@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mixq import atomic, machine
 from mixq.config import LayerScheme, Precision
+from mixq.errors import InputError
 from mixq.evaluator import Candidate, Evaluator
 from mixq.job import SearchJob
 from mixq.progress import Progress
@@ -46,6 +47,8 @@ def open_evaluator(task: str | Task, runtime: str, threads: int, progress: Progr
     found = evaluator.reference_metrics[loaded.primary]
     progress.say(f"FP32: {loaded.primary} {found:.4f} on {evaluator.data.split('search').rows} search rows")
     _ = evaluator.statistics
+    for corrupt in evaluator.data.corruptions().values():
+        corrupt(evaluator.data.example)  # checked now, used at the end
     return evaluator
 
 
@@ -63,6 +66,8 @@ def analyze_with_bar(
     runnable = [
         s for s in schemes if any(evaluator.runtime.refusal(s, layer.op) is None for layer in evaluator.graph.layers)
     ]
+    if not runnable:
+        raise InputError(f"{evaluator.runtime.name} can run none of {', '.join(map(str, schemes))}; see mixq devices")
     with progress.bar(len(runnable) * len(evaluator.graph.layers), "analyzing") as bar:
         return analyze_layers(evaluator, runnable, rows=rows, progress=lambda _done, _total, note: bar.step(note))
 
@@ -90,9 +95,14 @@ def open_job(
     choices = make_choices(space, evaluator.graph, evaluator.runtime, evaluator.fingerprint)
     for note in choices.notes:
         progress.warn(f"{note}; left out of the search")
-    atomic.make_folder(folder)
-    url = names.storage or f"sqlite:///{folder.resolve() / 'study.db'}"
-    study = open_study(url, names.study, len(space.objectives), _identity(evaluator, space), None)
+    tracker = None if names.tracking is None else _tracker(names.tracking, folder, names)
+    study = open_study(
+        names.storage or _local_storage(folder),
+        names.study,
+        len(space.objectives),
+        _identity(evaluator, space),
+        None,
+    )
     if fail_interrupted(study):
         progress.warn("a trial of an earlier run was interrupted; it counts as failed")
     seconds = {"setup": time.monotonic() - began}
@@ -100,7 +110,10 @@ def open_job(
     guide = Guide(choices, evaluator.graph, sensitivity, space.objectives[0])
     study.sampler = get_sampler(space.sampler, choices, guide, seed + len(study.trials))
     enqueue(study, warm_start(choices, sensitivity))
-    tracker = _tracker(names, folder, evaluator, space, seed)
+    if names.tracking is None:
+        tracker = _tracker(default_uri(folder), folder, names)
+    if tracker is not None:
+        tracker.start_study(names.study, _study_params(evaluator, space, seed))
     job = SearchJob(evaluator, space, choices, study, sensitivity, folder, names.task, seed, began, tracker, seconds)
     job.recall()
     return job
@@ -118,19 +131,29 @@ def _sensitivity(study: Study, evaluator: Evaluator, seconds: dict[str, float], 
     return found
 
 
-def _tracker(names: Names, folder: Path, evaluator: Evaluator, space: SearchSpace, seed: int) -> Tracker | None:
-    if names.tracking == NO_TRACKING:
+def _local_storage(folder: Path) -> str:
+    """A SQLite file in `folder`, which is made for it."""
+    path = str(folder.resolve() / "study.db")
+    if "?" in path:
+        raise InputError(f"a folder with a question mark cannot hold the study: {folder}; give another, or --storage")
+    atomic.make_folder(folder)
+    return "sqlite:///" + path.replace("{", "{{").replace("}", "}}")  # Optuna formats the URL
+
+
+def _tracker(uri: str, folder: Path, names: Names) -> Tracker | None:
+    """Opened before anything is written where the user named it: a store that is refused leaves nothing behind."""
+    if uri == NO_TRACKING:
         return None
-    local = names.tracking is None
-    tracker = Tracker(names.tracking or default_uri(folder), names.study, folder / "mlartifacts" if local else None)
-    params = {
+    return Tracker(uri, names.study, folder / "mlartifacts" if names.tracking is None else None)
+
+
+def _study_params(evaluator: Evaluator, space: SearchSpace, seed: int) -> dict[str, object]:
+    return {
         "runtime": evaluator.runtime.name,
         "threads": evaluator.threads,
         "seed": seed,
         "space": space.model_dump(mode="json"),
     }
-    tracker.start_study(names.study, params)
-    return tracker
 
 
 def _identity(evaluator: Evaluator, space: SearchSpace) -> dict[str, str]:

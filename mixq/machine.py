@@ -6,12 +6,20 @@ import os
 import platform
 from pathlib import Path
 
+from mixq.errors import InputError
+
 WANTED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
 
 
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_threads(threads: int) -> None:
+    """Raises InputError unless there is a core for each thread."""
+    if not 1 <= threads <= cores():
+        raise InputError(f"threads must be from 1 to {cores()} (the cores of this machine), got {threads}")
 
 
 def describe() -> dict[str, object]:

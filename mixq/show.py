@@ -105,7 +105,7 @@ def path(target: Path) -> str:
     """A configuration file, or a folder with a search's or an export's result."""
     if target.is_dir():
         summary, config = target / "summary.json", target / "best.json"
-        head = result(_read_json(summary), target) + "\n\n" if summary.exists() else ""
+        head = _known_result(summary, target) + "\n\n" if summary.exists() else ""
         return head + configuration(MixedPrecisionConfig.load(config))
     return configuration(MixedPrecisionConfig.load(target))
 
@@ -130,6 +130,15 @@ def difference(left: MixedPrecisionConfig, right: MixedPrecisionConfig) -> str:
         if a != b:
             rows.append((layer, a or "-", b or "-"))
     return table(("", left.id, right.id), rows) if rows else f"no difference: both are {left.id}"
+
+
+def _known_result(summary: Path, folder: Path) -> str:
+    try:
+        return result(_read_json(summary), folder)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{summary} is not a search's summary ({error!r}); search again, or verify the folder"
+        ) from None
 
 
 def _read_json(target: Path) -> dict[str, Any]:

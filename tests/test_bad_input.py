@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -246,25 +246,8 @@ COMMANDS = {
     "analyze {files}/task.py:FewTargets --quiet --out out": ["yield one target a row"],
 }
 
+
 # What is not refused as it should be, and where that is to be mended.
-AWAITED = {
-    "NoBatchAxis": "graph/capture.py takes an output without axes, evaluator.run_batches cannot cut it",
-    "RaisingModel": "evaluator.graph calls task.model(), not data.model()",
-    "show {files}/strange": "show.result takes any mapping for a summary",
-    "RaisingCorruption": "evaluator.robustness calls task.corruptions(), not data.corruptions(), and only at the end",
-    "--timeout nan": "api.search",
-    "--seed -1": "api.search",
-    "--tracking garbage": "launch.open_job opens the tracking after the study is written",
-    **dict.fromkeys((option for option in OPTIONS if "--storage" in option), "launch.open_job makes the folder first"),
-}
-
-
-def cases(table: Iterable[str]) -> list[Any]:
-    """Its keys, those that are awaited marked."""
-    marks = {name: pytest.mark.xfail(reason=reason, strict=True) for name, reason in AWAITED.items()}
-    return [pytest.param(name, marks=marks.get(name, ())) for name in table]
-
-
 def network(net: Net) -> str:
     """Two convolutions and a classifier; the name of the output."""
     x = net.op("Relu", net.conv("image", 4, name="first"))
@@ -386,7 +369,7 @@ def says(told: str, parts: Sequence[str]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", cases(TASKS))
+@pytest.mark.parametrize("name", list(TASKS))
 def test_a_task_that_cannot_be_used(name: str, files: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert says(refusal(search(files, name), capfd), TASKS[name][1])
 
@@ -398,7 +381,7 @@ def test_a_task_that_cannot_be_found(spec: str, files: Path, capfd: pytest.Captu
     assert says(refusal(arguments, capfd), SPECS[spec])
 
 
-@pytest.mark.parametrize("options", cases(OPTIONS))
+@pytest.mark.parametrize("options", list(OPTIONS))
 def test_an_option_that_cannot_be_used(options: str, files: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert says(refusal([*search(files), *options.format(files=files).split()], capfd), OPTIONS[options])
 
@@ -416,7 +399,7 @@ def test_a_configuration_that_cannot_be_used(
     assert says(refusal(arguments, capfd), told)
 
 
-@pytest.mark.parametrize("arguments", cases(COMMANDS))
+@pytest.mark.parametrize("arguments", list(COMMANDS))
 def test_other_commands(arguments: str, files: Path, searched: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert says(refusal(arguments.format(files=files, searched=searched).split(), capfd), COMMANDS[arguments])
 

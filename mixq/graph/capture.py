@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from pathlib import Path
@@ -62,6 +63,7 @@ def _from_torch(module: Any, example: Inputs) -> tuple[ir.Model, Run]:
         raise InputError(f"model() must return a torch.nn.Module or the path of an .onnx file, got {type(module)}")
     if module.training:
         raise InputError("the model is in training mode; return model.eval()")
+    _check_parameters(module, example)
     model = _exported(module, example)
     _check_names(model, example)
 
@@ -107,10 +109,27 @@ def _exported(module: Any, example: Inputs) -> ir.Model:
     return model
 
 
+def _check_parameters(module: Any, example: Inputs) -> None:
+    try:
+        inspect.signature(module.forward).bind(**example)
+    except TypeError as error:
+        raise InputError(
+            f"the model's forward cannot be called with the inputs {sorted(example)}: {error}; the inputs of "
+            "calibration must be named like its parameters"
+        ) from None
+
+
 def _check_names(model: ir.Model, example: Inputs) -> None:
-    wanted = [str(value.name) for value in model.graph.inputs if not value.is_initializer()]
+    """Names and types of the graph's inputs are those that calibration yields."""
+    wanted = {str(value.name): value.dtype for value in model.graph.inputs if not value.is_initializer()}
     if sorted(wanted) != sorted(example):
         raise InputError(f"the model's inputs are {sorted(wanted)}, but calibration yields {sorted(example)}")
+    for name, dtype in wanted.items():
+        given = ir.DataType.from_numpy(example[name].dtype)
+        if dtype is not None and given != dtype:
+            raise InputError(
+                f"the model's input {name!r} is {dtype.name}, but calibration yields {given.name}; convert it"
+            )
 
 
 def _free_batch_axis(model: ir.Model) -> None:
@@ -134,6 +153,10 @@ def _check_equal(original: Run, captured: Run, example: Inputs) -> None:
             remedy = "; its batch axis must be dynamic (export it so)" if rows > 1 else ""
             raise InputError(f"the model cannot run {rows} rows: {first[0]}{remedy}") from error
         for name, value in want.items():
+            if value.shape[:1] != (rows,):
+                raise InputError(
+                    f"the model's output {name!r} has no batch axis: its shape is {value.shape} for {rows} rows"
+                )
             error_found = relative_error(value, have[name])
             if not error_found <= TOLERANCE:
                 raise InputError(

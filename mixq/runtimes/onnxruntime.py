@@ -37,10 +37,10 @@ GEMM_ACTIVATIONS = (
     "ThresholdedRelu",
 )
 INTEGER_LAYERS = ("Conv", "Gemm", "MatMul")
-# What ONNX Runtime (1.31) does to a mix of INT8 and float layers if it is left to itself. It rounds the weights of a float
-# layer that reads dequantized codes to 8 bits, one scale for all channels, and runs it INT8: a mix would lose exactly the
-# layers that it keeps in FP32. And it moves pairs up in front of a pool behind a float layer, where pooling bytes takes
-# some 20 times as long as pooling floats in the blocked layout.
+# What ONNX Runtime (1.31) does to a mix of INT8 and float layers if it is left to itself. It rounds the weights of a
+# float layer that reads dequantized codes to 8 bits, one scale for all channels, and runs it INT8: a mix would lose
+# exactly the layers that it keeps in FP32. And it moves pairs up in front of a pool behind a float layer, where
+# pooling bytes takes some 20 times as long as pooling floats in the blocked layout.
 DISABLED = "optimization.disable_specified_optimizers"
 FOR_MIXES = "WeightBiasQuantization;QDQPropagationTransformer"
 FATAL_ONLY = 4  # what it logs as an error it raises too

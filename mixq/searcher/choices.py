@@ -22,7 +22,7 @@ from mixq.searcher.space import SearchSpace
 
 Params = dict[str, str]
 
-REST, RECIPE, STEPS, RATE = "rest", "recipe", "qat.steps", "qat.learning_rate"
+RESERVED = REST, RECIPE, STEPS, RATE = "rest", "recipe", "qat.steps", "qat.learning_rate"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ def _grouped(space: SearchSpace, graph: Graph) -> list[tuple[str, tuple[str, ...
     found: dict[str, list[str]] = {}
     for layer in graph.layer_names:
         glob = next((glob for glob in space.groups if fnmatchcase(layer, glob)), None)
-        found.setdefault(layer if glob is None else f"group {glob}", []).append(layer)
+        own = f"layer {layer}" if layer in RESERVED else layer
+        found.setdefault(own if glob is None else f"group {glob}", []).append(layer)
     return [(name, tuple(layers)) for name, layers in found.items()]
 
 

@@ -91,7 +91,7 @@ def test_several_inputs_shared_weights_and_repeated_calls(two_inputs: Graph) -> 
 
 
 def test_inputs_have_to_be_named_like_forwards_parameters() -> None:
-    with pytest.raises(InputError, match="named like the parameters of forward"):
+    with pytest.raises(InputError, match="must be named like"):
         capture(Residual(), {"picture": images(2)["x"]}, ort_run)
 
 
