@@ -44,7 +44,7 @@ class Calibrate:
         channels = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
         magnitude = WEIGHT_SCALES[self.weights](channels.astype(np.float64))
         if bias is not None and bias.shape == magnitude.shape:
-            magnitude = np.maximum(magnitude, np.abs(bias) * affine.S8[1] / (float(data.scale) * 2.0**30))
+            magnitude = affine.with_room_for_bias(magnitude, bias, data.scale)
         return affine.symmetric(magnitude, axis)
 
 

@@ -12,7 +12,7 @@ import pytest
 from mixq.config import MixedPrecisionConfig
 from mixq.errors import InputError, MixqError
 from mixq.latency import Interval
-from mixq.searcher.run import REPEATS, Budget, best_of, enqueue, objective_value, violations
+from mixq.searcher.run import EQUAL, REPEATS, Budget, best_of, enqueue, objective_value, violations
 from mixq.searcher.space import Constraints
 from mixq.searcher.stop import Stop
 from mixq.searcher.study import Study, open_study, pruned_count
@@ -250,11 +250,19 @@ def test_without_class_scores_the_output_error_says_what_is_closest() -> None:
     assert best_number([fastest, trial(1, 1.95, kl=None, output_mse=0.2)]) == 1
 
 
+def test_a_wide_interval_makes_no_more_equal_than_a_few_percent() -> None:
+    fastest, equal, slower = 2.0, 2.0 / (1 + EQUAL / 2), 2.0 / (1 + 2 * EQUAL)
+    assert best_number([trial(0, fastest, (1.0, 3.0)), trial(1, slower, kl=0.0)]) == 0
+    assert best_number([trial(0, fastest, (1.0, 3.0)), trial(1, equal, kl=0.0)]) == 1
+
+
 def test_fp32_is_best_where_no_other_is_faster_for_sure() -> None:
     fp32 = replace(trial(0, 1.0, kl=0.0), config=uniform(TOY, "fp32"))
+    a_little = 1 + EQUAL / 2
     assert best_number([fp32, trial(1, 0.9)]) == 0
-    assert best_number([fp32, trial(1, 1.05, (0.95, 1.2))]) == 0
-    assert best_number([fp32, trial(1, 1.05, (1.02, 1.1))]) == 1
+    assert best_number([fp32, trial(1, a_little, (0.99, 1.1))]) == 0
+    assert best_number([fp32, trial(1, a_little, (1.001, 1.1))]) == 1
+    assert best_number([fp32, trial(1, 1.5, (0.99, 2.0))]) == 1
 
 
 def test_of_equal_sizes_the_closest_to_fp32_is_best() -> None:
