@@ -17,7 +17,7 @@ from mixq.errors import InputError
 from mixq.evaluator import Candidate, Evaluation, Evaluator
 from mixq.exporter import export
 from mixq.searcher.choices import Choices
-from mixq.searcher.run import best_of, objective_value
+from mixq.searcher.run import EQUAL, best_of, cautious_value
 from mixq.searcher.space import SearchSpace
 from mixq.searcher.study import Study, load_holdout, pruned_count, store_holdout, trials_of
 from mixq.searcher.trial import Trial
@@ -57,7 +57,7 @@ class SearchJob:
         found = best_of(self.trials, self.space.objectives[0])
         if found is None or found.evaluation is None or _is_fp32(found):
             return found
-        if objective_value(found.evaluation, self.space.objectives[0]) < 1:
+        if cautious_value(found.evaluation, self.space.objectives[0]) < 1:
             return found
         return next((trial for trial in self.trials if trial.feasible and _is_fp32(trial)), None)
 
@@ -93,9 +93,11 @@ class SearchJob:
         return candidate, self.evaluator.evaluate(candidate)
 
     def _forget_beaten(self, best: Trial) -> None:
-        """Keep the bytes of those only that may still become the best: as fast as it within the measurement."""
-        limit = best.evaluation.speedup.low if best.evaluation else 0.0
-        able = {t.config.id for t in self.trials if t.evaluation and t.evaluation.speedup.high >= limit}
+        """Keep the bytes of those only that may still become the best: about as fast or small as it is."""
+        objective = self.space.objectives[0]
+        limit = (1 + EQUAL[objective]) * cautious_value(best.evaluation, objective) if best.evaluation else 0.0
+        found = [(trial.config.id, trial.evaluation) for trial in self.trials if trial.evaluation]
+        able = {name for name, evaluation in found if cautious_value(evaluation, objective) <= limit}
         self.contenders = {name: candidate for name, candidate in self.contenders.items() if name in able}
 
     def hold_out(self) -> None:

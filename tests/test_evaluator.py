@@ -22,14 +22,10 @@ from mixq.evaluator import Candidate, Evaluator, run_batches
 from mixq.runtimes import NAMES, Executable, Kernel, get_runtime
 from mixq.task import Array, Inputs, Outputs, Task
 from tests import export_helpers
+from tests.digits_helpers import digits
 from tests.export_helpers import Tiny, TinyNetwork
 
 FP32, FP16, BF16, INT8 = (LayerScheme(precision=precision) for precision in Precision)
-
-
-@cache
-def digits(runtime: str = "openvino") -> Evaluator:
-    return Evaluator(Digits(), get_runtime(runtime), latency_budget_s=0.0)
 
 
 def of(task: Task, runtime: str = "openvino") -> Evaluator:

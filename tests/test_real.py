@@ -59,4 +59,3 @@ def test_int8_runs_as_int8_and_loses_little(case: Case, runtime: str) -> None:
     assert {kernel.executed for kernel in evaluation.kernels} == {"int8"}
     assert evaluation.drop < case.most_drop
     assert evaluation.compression > 3
-    assert evaluation.speedup.median > 1

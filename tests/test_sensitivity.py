@@ -21,6 +21,7 @@ from mixq.sensitivity import SHADOW_ROWS, Sensitivity, SensitivityRow, analyze, 
 from mixq.shadow import SUFFIX, noise_name, shadow_graph, signal_name
 from mixq.task import Inputs
 from tests import export_helpers
+from tests.digits_helpers import digits
 from tests.export_helpers import ROWS, Tiny, TinyNetwork
 
 FP32, FP16, BF16, INT8 = (LayerScheme(precision=precision) for precision in Precision)
@@ -30,8 +31,9 @@ MINMAX = (RecipeStep(name="calibrate", params={"activations": "minmax", "weights
 
 
 @cache
-def digits() -> Evaluator:
-    return Evaluator(Digits(), get_runtime("openvino"))
+def analyzed(runtime: str = "openvino") -> Sensitivity:
+    """Of the digits, on their first batch."""
+    return analyze(digits(runtime), [INT8], MINMAX, rows=1)
 
 
 def inputs_of(network: torch.nn.Module, layers: Sequence[Layer], batches: Sequence[Inputs]) -> dict[str, torch.Tensor]:
@@ -101,8 +103,7 @@ def test_sqnr_is_that_of_the_layer_alone(runtime: str) -> None:
 def test_no_error_of_other_layers_enters_the_sqnr() -> None:
     """The digits: residual additions, whose inputs and outputs are quantized too where a whole network is INT8."""
     evaluator = digits()
-    sensitivity = analyze(evaluator, [INT8], MINMAX, rows=1)
-    found = {row.layer: row.sqnr_db for row in sensitivity.rows}
+    found = {row.layer: row.sqnr_db for row in analyzed().rows}
     assert found == pytest.approx(float64_sqnr(evaluator, Digits().model()), abs=0.5)
 
 
@@ -183,6 +184,18 @@ def test_a_row_is_what_the_evaluator_says_of_the_layer_alone() -> None:
         assert (row.op, row.parameters, row.macs) == (layer.op, layer.parameters, layer.macs)
 
 
+@pytest.mark.parametrize("runtime", NAMES)
+def test_running_the_changed_part_of_a_network_is_running_all_of_it(runtime: str) -> None:
+    """The digits, which branch and join."""
+    evaluator = digits(runtime)
+    split = first_rows(evaluator.data, 1)
+    (want,) = (value[: split.rows] for value in evaluator.reference_outputs("search").values())
+    for row in analyzed(runtime).rows:
+        config = single(evaluator, evaluator.graph.layer(row.layer), INT8, MINMAX)
+        (have,) = evaluator.outputs(evaluator.prepare(config), split).values()
+        assert row.output_mse == pytest.approx(float(((have - want) ** 2).mean() / (want**2).mean()), rel=0.01)
+
+
 def test_fp32_and_qat_are_left_out() -> None:
     found = analyze(export_helpers.evaluator(), [FP32, INT8, QAT])
     assert {row.scheme for row in found.rows} == {"int8"}
@@ -214,7 +227,7 @@ def test_rows_are_taken_in_whole_batches(rows: int | None, batches: int) -> None
 
 def test_evaluated_rows_are_counted() -> None:
     assert analyze(export_helpers.evaluator(), [INT8]).evaluated_rows == ROWS
-    assert analyze(digits(), [INT8], rows=1).evaluated_rows == digits().data.batch_rows
+    assert analyzed().evaluated_rows == digits().data.batch_rows
 
 
 def test_shadows_leave_the_graph_alone() -> None:

@@ -30,7 +30,7 @@ from mixq.searcher.trial import Trial
 
 WARM = "mixq:warm"
 TOLERANCE = 1e-9  # 0.72 − 0.715 is not quite 0.005
-EQUAL = 0.03  # relative difference in the objective below which accuracy decides
+EQUAL = {"latency": 0.03, "size": 0.0}  # relative difference below which accuracy decides; a size is exact
 REPEATS = 5  # proposals in a row that were all evaluated before: the space is used up
 
 OnTrial = Callable[[Trial, Candidate | None], None]
@@ -123,34 +123,23 @@ def objective_value(evaluation: Evaluation, objective: Objective) -> float:
 
 
 def best_of(trials: Sequence[Trial], objective: Objective) -> Trial | None:
-    """The feasible trial that is best in the first objective; None where none is feasible.
+    """The feasible trial that is surely best in the first objective; None where none is feasible.
 
-    Among those that the measurement cannot tell from the very best (within its interval, and EQUAL at most), the one
-    closest to FP32: a lucky timing does not decide, and what is closer holds better on data not seen.
+    Compared is the bad end of each interval, so that a timing in a noisy moment cannot win. Among those within EQUAL of
+    the very best, the one closest to FP32: what is closer holds better on data that the search has not seen.
     """
-    feasible = [trial for trial in trials if trial.feasible]
+    feasible = [(trial, trial.evaluation) for trial in trials if trial.feasible and trial.evaluation]
     if not feasible:
         return None
-    top = min(feasible, key=lambda trial: _value(trial, objective))
-    limit = min(_pessimistic_value(top, objective), (1 + EQUAL) * _value(top, objective))
-    return min((t for t in feasible if _value(t, objective) <= limit), key=_distance)
+    limit = (1 + EQUAL[objective]) * min(cautious_value(found, objective) for _, found in feasible)
+    equals = [pair for pair in feasible if cautious_value(pair[1], objective) <= limit]
+    return min(equals, key=lambda pair: _distance(pair[1]))[0]
 
 
-def _value(trial: Trial, objective: Objective) -> float:
-    return objective_value(_measured(trial), objective)
+def cautious_value(evaluation: Evaluation, objective: Objective) -> float:
+    """`objective_value` at the bad end of its 95 % interval; a size has none."""
+    return objective_value(evaluation, objective) if objective == "size" else 1 / evaluation.speedup.low
 
 
-def _pessimistic_value(trial: Trial, objective: Objective) -> float:
-    """The objective at the bad end of its interval; a size has none."""
-    return _value(trial, objective) if objective == "size" else 1 / _measured(trial).speedup.low
-
-
-def _distance(trial: Trial) -> float:
-    found = _measured(trial)
-    return found.output_mse if found.kl is None else found.kl
-
-
-def _measured(trial: Trial) -> Evaluation:
-    if trial.evaluation is None:
-        raise ValueError(f"trial {trial.number} has no evaluation")
-    return trial.evaluation
+def _distance(evaluation: Evaluation) -> float:
+    return evaluation.output_mse if evaluation.kl is None else evaluation.kl
