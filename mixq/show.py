@@ -53,7 +53,10 @@ def result(summary: Mapping[str, Any], folder: Path) -> str:
     """The end of a search."""
     best = summary["best"]
     if best is None:
-        return f"nothing met the constraints {summary['constraints']}; the FP32 model is the answer, in {folder}"
+        return (
+            f"nothing that met the constraints {summary['constraints']} beats FP32: "
+            f"the FP32 model is the answer, in {folder}"
+        )
     lines = [
         f"{best['speedup']:.2f}× as fast as FP32 ({best['latency_ms']:.3f} ms, {summary['threads']} thread(s), "
         f"{summary['runtime']}), {best['compression']:.2f}× smaller ({best['size_bytes'] / 1e6:.2f} MB)",

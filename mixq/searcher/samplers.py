@@ -105,6 +105,8 @@ class Distinct(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        if "fixed_params" in trial.system_attrs:
+            return {}  # it was queued with its parameters; a proposal would be thrown away
         seen = seen_configs(study)
         for _ in range(self._tries):
             params = self._propose(study, trial, search_space)

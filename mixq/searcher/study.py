@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import warnings
 from collections.abc import Mapping
@@ -41,6 +42,8 @@ UNUSABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, 
 
 Study = optuna.Study
 
+_SENSITIVITIES, _EVALUATIONS = TypeAdapter(Sensitivity), TypeAdapter(Evaluation)  # building one takes milliseconds
+
 
 def open_study(
     storage: str, name: str, objectives: int, identity: Mapping[str, str], sampler: optuna.samplers.BaseSampler | None
@@ -74,10 +77,10 @@ def open_study(
 
 
 def redacted(url: str) -> str:
-    """The URL without a password."""
-    scheme, separator, rest = url.partition("://")
+    """The URL without a password, be it in the credentials or in the query."""
+    scheme, separator, rest = re.sub(r"(?i)(password=)[^&]*", r"\1***", url).partition("://")
     credentials, at, host = rest.rpartition("@")
-    return f"{scheme}{separator}{credentials.partition(':')[0]}:***@{host}" if at else url
+    return f"{scheme}{separator}{credentials.partition(':')[0]}:***@{host}" if at else f"{scheme}{separator}{rest}"
 
 
 def pruned_count(study: Study) -> int:
@@ -95,11 +98,11 @@ def fail_interrupted(study: Study) -> int:
 
 def load_sensitivity(study: Study) -> Sensitivity | None:
     stored = study.user_attrs.get(SENSITIVITY)
-    return None if stored is None else TypeAdapter(Sensitivity).validate_python(stored)
+    return None if stored is None else _SENSITIVITIES.validate_python(stored)
 
 
 def store_sensitivity(study: Study, sensitivity: Sensitivity) -> None:
-    study.set_user_attr(SENSITIVITY, TypeAdapter(Sensitivity).dump_python(sensitivity, mode="json"))
+    study.set_user_attr(SENSITIVITY, _SENSITIVITIES.dump_python(sensitivity, mode="json"))
 
 
 def load_holdout(study: Study, config_id: str) -> dict[str, Any] | None:
@@ -119,7 +122,7 @@ def store_trial(trial: optuna.Trial, config: MixedPrecisionConfig, origin: str) 
 
 
 def store_evaluation(trial: optuna.Trial, evaluation: Evaluation) -> None:
-    trial.set_user_attr(EVALUATION, TypeAdapter(Evaluation).dump_python(evaluation, mode="json"))
+    trial.set_user_attr(EVALUATION, _EVALUATIONS.dump_python(evaluation, mode="json"))
 
 
 def trials_of(study: Study) -> list[Trial]:
@@ -146,7 +149,7 @@ def trial_of(frozen: FrozenTrial) -> Trial:
         config=MixedPrecisionConfig.from_json(attributes[CONFIG], f"trial {frozen.number}"),
         origin=str(attributes.get(ORIGIN, "")),
         seconds=float(attributes.get(SECONDS, 0.0)),
-        evaluation=TypeAdapter(Evaluation).validate_python(evaluation) if complete and evaluation else None,
+        evaluation=_EVALUATIONS.validate_python(evaluation) if complete and evaluation else None,
         violations=tuple(sorted(frozen.constraints.items())),
         elapsed_s=float(attributes.get(ELAPSED, 0.0)),
         reason=str(attributes.get(REASON, "" if complete else "interrupted: the run was killed")),
