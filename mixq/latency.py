@@ -11,8 +11,8 @@ import numpy as np
 WARM_UP = 5
 FEWEST_PAIRS = 20
 MOST_PAIRS = 1000
-PATIENCE = 4
-WIDE = 0.04  # of the median: half of it is what a speed-up is quoted to
+PATIENCE = 2
+WIDE = 0.08  # of the median: the best is told from others by the bad end of its interval
 
 
 @dataclass(frozen=True, slots=True)

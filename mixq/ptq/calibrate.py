@@ -33,7 +33,7 @@ class Calibrate:
         observer = get_observer(self.activations)
         found: dict[str, QParams] = {}
         for group in plan.groups:
-            ranges = [observer.range(statistics.tensors[name]) for name in group]
+            ranges = [statistics.range(name, observer) for name in group]
             qparams = affine.asymmetric(min(low for low, _ in ranges), max(high for _, high in ranges))
             found |= dict.fromkeys(group, qparams)
         return found
