@@ -215,7 +215,8 @@ class Tracker:
 
 def _client(uri: str) -> MlflowClient:
     _, separator, path = uri.partition("sqlite:///")
-    if separator and not Path(path.partition("?")[0]).absolute().parent.is_dir():  # MLflow would try for minutes
+    folder = Path(unquote(path.partition("?")[0])).absolute().parent
+    if separator and not folder.is_dir():  # MLflow would try for minutes
         raise InputError(f"there is no folder for the MLflow store {uri}; make it, or give another --tracking")
     # A server that is away is told within seconds; by default MLflow tries for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")

@@ -372,7 +372,7 @@ def test_where_nothing_is_feasible_fp32_is_the_answer(tmp_path: Path, capsys: py
     out = tmp_path / "out"
     options = ("--trials", "5", "--tracking", "none", "--quiet")
     assert command("search", TASK, "--space", written(tmp_path, IMPOSSIBLE), "--out", out, *options) == 3
-    assert "nothing met the constraints" in capsys.readouterr().out
+    assert "nothing that met the constraints" in capsys.readouterr().out
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["feasible"], summary["best"], summary["trials"]["complete"]) == (False, None, 5)
     assert MixedPrecisionConfig.load(out / "best.json").counts() == {"fp32": 3}
