@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixq import atomic, report
@@ -136,7 +136,8 @@ def evaluate(
         "fp32": evaluator.robustness(evaluator.reference),
         "config": evaluator.robustness(candidate),
     }
-    return EvaluationReport(evaluator.evaluate(candidate), evaluator.holdout(candidate), robustness)
+    evaluation = replace(evaluator.evaluate(candidate), kernels=evaluator.profile(candidate))
+    return EvaluationReport(evaluation, evaluator.holdout(candidate), robustness)
 
 
 def export(

@@ -47,7 +47,7 @@ def export(
         machine=json_fields(machine.describe()),
         versions={name: _version(name) for name in ("mixq", "onnx", "numpy", evaluator.runtime.name)},
         measured={name: value for name, value in json_fields(evaluation).items() if name != "kernels"},
-        kernels=_audit(evaluator, candidate, evaluation),
+        kernels=_audit(evaluator, candidate),
         extra=json_fields(extra),
     )
     # The certificate comes last: until it is there, the old one does not fit the new files.
@@ -80,7 +80,7 @@ def _opening(evaluator: Evaluator, candidate: Candidate) -> Opening:
     )
 
 
-def _audit(evaluator: Evaluator, candidate: Candidate, evaluation: Evaluation) -> tuple[LayerRecord, ...]:
+def _audit(evaluator: Evaluator, candidate: Candidate) -> tuple[LayerRecord, ...]:
     return tuple(
         LayerRecord(
             layer=evaluator.graph.layer(kernel.layer),
@@ -89,7 +89,7 @@ def _audit(evaluator: Evaluator, candidate: Candidate, evaluation: Evaluation) -
             kernel=kernel.kernel,
             time_us=kernel.time_us,
         )
-        for kernel in evaluation.kernels
+        for kernel in evaluator.profile(candidate)
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -137,7 +137,8 @@ class SearchJob:
         summary = {**self.summary(), "robustness": robustness}
         atomic.write_text(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
         frame = sensitivity_frame(self.sensitivity)
-        report.write_report(self.folder / "report.html", summary, self.trials, best, frame, self.sensitivity.kendall())
+        told = self._profiled(best)
+        report.write_report(self.folder / "report.html", summary, self.trials, told, frame, self.sensitivity.kendall())
         report.plot_pareto(
             self.folder / "pareto.png",
             self.trials,
@@ -214,6 +215,13 @@ class SearchJob:
         with self._timed("export"):
             export(self.evaluator, candidate, evaluation, self.folder)
         self.exported_id = candidate.config.id
+
+    def _profiled(self, best: Trial | None) -> Trial | None:
+        """`best` with the time of each kernel."""
+        if best is None or best.evaluation is None:
+            return best
+        kernels = self.evaluator.profile(self._exported_candidate(best))
+        return replace(best, evaluation=replace(best.evaluation, kernels=kernels))
 
     def _robustness(self, best: Trial | None) -> dict[str, dict[str, float]]:
         with self._timed("robustness"):

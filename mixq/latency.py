@@ -34,7 +34,7 @@ class PairedLatency:
     pairs: int
 
 
-def measure_pair(reference: Callable[[], None], candidate: Callable[[], None], budget_s: float = 0.3) -> PairedLatency:
+def measure_pair(reference: Callable[[], None], candidate: Callable[[], None], budget_s: float = 0.1) -> PairedLatency:
     """Time both in turn, A B B A A B …, for about `budget_s` seconds and at least FEWEST_PAIRS pairs.
 
     Interleaving lets a drift of the machine's speed hit both alike; the ratio is taken pair by pair. On a noisy

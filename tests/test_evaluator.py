@@ -396,7 +396,7 @@ class Recorded(Executable):
     def bind(self, inputs: Inputs) -> Callable[[], None]:
         raise NotImplementedError
 
-    def audit(self, layers: Sequence[object], inputs: Inputs) -> list[Kernel]:
+    def audit(self, layers: Sequence[object], inputs: Inputs, *, timed: bool = True) -> list[Kernel]:
         raise NotImplementedError
 
 

@@ -40,8 +40,11 @@ class Executable(ABC):
         """A call that runs the model on these inputs and does nothing else: what latency is measured on."""
 
     @abstractmethod
-    def audit(self, layers: Sequence[Layer], inputs: Inputs) -> list[Kernel]:
-        """The kernel of each layer, read from what the runtime really executed on `inputs`."""
+    def audit(self, layers: Sequence[Layer], inputs: Inputs, *, timed: bool = True) -> list[Kernel]:
+        """The kernel of each layer, read from what the runtime really executes on `inputs`.
+
+        timed: with the time of each, which may take a second, instrumented compilation; without, it may be missing.
+        """
 
 
 class Runtime(ABC):

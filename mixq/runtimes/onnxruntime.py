@@ -126,7 +126,8 @@ class _Session(Executable):
         run = self._session.run_with_iobinding
         return lambda: run(binding)
 
-    def audit(self, layers: Sequence[Layer], inputs: Inputs) -> list[Kernel]:
+    def audit(self, layers: Sequence[Layer], inputs: Inputs, *, timed: bool = True) -> list[Kernel]:
+        # Its times come with the optimized graph, which only a session made for it writes: nothing is saved without.
         with TemporaryDirectory(prefix="mixq-") as folder:
             options = _session_options(self._threads, self._entries)
             options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
