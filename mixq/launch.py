@@ -101,7 +101,6 @@ def open_job(
         names.study,
         len(space.objectives),
         _identity(evaluator, space),
-        None,
     )
     if fail_interrupted(study):
         progress.warn("a trial of an earlier run was interrupted; it counts as failed")

@@ -45,9 +45,7 @@ Study = optuna.Study
 _SENSITIVITIES, _EVALUATIONS = TypeAdapter(Sensitivity), TypeAdapter(Evaluation)  # building one takes milliseconds
 
 
-def open_study(
-    storage: str, name: str, objectives: int, identity: Mapping[str, str], sampler: optuna.samplers.BaseSampler | None
-) -> Study:
+def open_study(storage: str, name: str, objectives: int, identity: Mapping[str, str]) -> Study:
     """The study `name`, new or resumed. Raises InputError, with what differs, where it is one of another identity."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -55,7 +53,6 @@ def open_study(
             storage=_storage(storage),
             study_name=name,
             directions=["minimize"] * objectives,
-            sampler=sampler,
             load_if_exists=True,
         )
     except (SQLAlchemyError, ImportError, LookupError, ValueError, RuntimeError) as error:

@@ -120,7 +120,7 @@ def test_a_resumed_search_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
 
 
 def on_disk(folder: Path, seed: int = 0) -> Search:
-    study: Study = open_study(f"sqlite:///{folder / 'study.db'}", "toy", 1, {"model": MODEL}, None)
+    study: Study = open_study(f"sqlite:///{folder / 'study.db'}", "toy", 1, {"model": MODEL})
     return Search(TOY, space(), seed=seed, study=study)
 
 

@@ -45,7 +45,7 @@ def url(folder: Path) -> str:
 
 
 def opened(folder: Path, identity: dict[str, str] | None = None, name: str = "toy") -> Study:
-    return open_study(url(folder), name, 1, IDENTITY if identity is None else identity, None)
+    return open_study(url(folder), name, 1, IDENTITY if identity is None else identity)
 
 
 def uniform(scheme: str) -> MixedPrecisionConfig:
@@ -197,7 +197,7 @@ def test_passwords_are_hidden(given: str, shown: str) -> None:
 )
 def test_a_storage_that_cannot_be_opened_is_named_without_its_password(storage: str) -> None:
     with pytest.raises(InputError, match=r"the study storage .* cannot be opened: ") as refused:
-        open_study(storage, "toy", 1, IDENTITY, None)
+        open_study(storage, "toy", 1, IDENTITY)
     assert redacted(storage) in str(refused.value)
     assert "secret" not in str(refused.value)
 
