@@ -113,9 +113,10 @@ def search(
     evaluator = open_evaluator(task, runtime, threads, progress)
     evaluator.data.warn_if_splits_are_equal()
     names = Names(task_name(task), study or task_name(task).rpartition(":")[2], storage, tracking)
-    job = open_job(evaluator, wanted, folder, names, seed, began, progress)
+    budget = Budget(trials, began, None if timeout is None else began + timeout)
+    job = open_job(evaluator, wanted, folder, names, seed, budget, progress)
     with stop_on_signals() as stop:
-        run_job(job, Budget(trials, began, None if timeout is None else began + timeout), stop, progress)
+        run_job(job, stop, progress)
         summary = job.finish(hurry=stop.requested)
     return SearchResult(summary, job.best(), job.trials, folder)
 

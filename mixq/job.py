@@ -17,9 +17,9 @@ from mixq.errors import InputError
 from mixq.evaluator import Candidate, Evaluation, Evaluator
 from mixq.exporter import export
 from mixq.searcher.choices import Choices
-from mixq.searcher.run import EQUAL, best_of, cautious_value
+from mixq.searcher.run import EQUAL, Budget, best_of, cautious_value
 from mixq.searcher.space import SearchSpace
-from mixq.searcher.study import Study, load_holdout, pruned_count, store_holdout, trials_of
+from mixq.searcher.study import Study, load_holdout, pruned_count, store_holdout
 from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity
 from mixq.tracking import Tracker
@@ -41,16 +41,12 @@ class SearchJob:
     folder: Path
     task_name: str
     seed: int
-    began: float
+    budget: Budget
     tracker: Tracker | None
     seconds: Seconds = field(default_factory=dict)
     trials: list[Trial] = field(default_factory=list)
     contenders: dict[str, Candidate] = field(default_factory=dict)
     exported_id: str | None = None
-
-    def __post_init__(self) -> None:
-        self.trials = trials_of(self.study)
-        self.earlier_s = max((trial.elapsed_s for trial in self.trials), default=0.0)
 
     def best(self) -> Trial | None:
         """The best feasible trial that beats FP32 in the first objective, or FP32's own; None: nothing is feasible."""
@@ -71,7 +67,7 @@ class SearchJob:
             self.contenders[trial.config.id] = candidate
         if trial.feasible:
             self.ensure_exported()
-            if self.seconds.get("holdout", 0.0) <= HOLDOUT_SHARE * (time.monotonic() - self.began):
+            if self.seconds.get("holdout", 0.0) <= HOLDOUT_SHARE * self.budget.run_s:
                 self.hold_out()
         self.write_tables()
 
@@ -172,7 +168,7 @@ class SearchJob:
             },
             "best": None if best is None or evaluation is None else self._best_summary(best, evaluation),
             "trials": self._counts(trials),
-            "wall_s": time.monotonic() - self.began + self.earlier_s,
+            "wall_s": self.budget.elapsed_s,
             "time_to_best_s": None if best is None else best.elapsed_s,
             "seconds": self._seconds(trials),
             "notes": list(self.choices.notes),

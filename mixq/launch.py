@@ -20,7 +20,7 @@ from mixq.searcher.run import Budget, enqueue, run
 from mixq.searcher.samplers import get_sampler
 from mixq.searcher.space import SearchSpace
 from mixq.searcher.stop import Stop
-from mixq.searcher.study import Study, fail_interrupted, load_sensitivity, open_study, store_sensitivity
+from mixq.searcher.study import Study, fail_interrupted, load_sensitivity, open_study, store_sensitivity, trials_of
 from mixq.searcher.trial import Trial
 from mixq.searcher.warmstart import warm_start
 from mixq.sensitivity import Sensitivity
@@ -46,7 +46,7 @@ def open_evaluator(task: str | Task, runtime: str, threads: int, progress: Progr
     )
     found = evaluator.reference_metrics[loaded.primary]
     progress.say(f"FP32: {loaded.primary} {found:.4f} on {evaluator.data.split('search').rows} search rows")
-    _ = evaluator.statistics
+    _ = evaluator.quantizer
     for corrupt in evaluator.data.corruptions().values():
         corrupt(evaluator.data.example)  # checked now, used at the end
     return evaluator
@@ -88,7 +88,7 @@ def open_job(
     folder: Path,
     names: Names,
     seed: int,
-    began: float,
+    budget: Budget,
     progress: Progress,
 ) -> SearchJob:
     """Make the space concrete, open the study, analyze unless it knows already, start the tracking."""
@@ -104,7 +104,7 @@ def open_job(
     )
     if fail_interrupted(study):
         progress.warn("a trial of an earlier run was interrupted; it counts as failed")
-    seconds = {"setup": time.monotonic() - began}
+    seconds = {"setup": budget.run_s}
     sensitivity = _sensitivity(study, evaluator, seconds, progress)
     guide = Guide(choices, evaluator.graph, sensitivity, space.objectives[0])
     study.sampler = get_sampler(space.sampler, choices, guide, seed + len(study.trials))
@@ -113,7 +113,11 @@ def open_job(
         tracker = _tracker(default_uri(folder), folder, names)
     if tracker is not None:
         tracker.start_study(names.study, _study_params(evaluator, space, seed))
-    job = SearchJob(evaluator, space, choices, study, sensitivity, folder, names.task, seed, began, tracker, seconds)
+    earlier = trials_of(study)
+    budget = budget.after(earlier)
+    job = SearchJob(
+        evaluator, space, choices, study, sensitivity, folder, names.task, seed, budget, tracker, seconds, earlier
+    )
     job.recall()
     return job
 
@@ -168,9 +172,9 @@ def _identity(evaluator: Evaluator, space: SearchSpace) -> dict[str, str]:
     }
 
 
-def run_job(job: SearchJob, budget: Budget, stop: Stop, progress: Progress) -> None:
+def run_job(job: SearchJob, stop: Stop, progress: Progress) -> None:
     """Search until the budget is spent or a stop is requested, with a bar that shows the best so far."""
-    with progress.bar(budget.trials, "searching", len(job.trials), budget.deadline) as bar:
+    with progress.bar(job.budget.trials, "searching", len(job.trials), job.budget.deadline) as bar:
 
         def on_trial(trial: Trial, candidate: Candidate | None) -> None:
             job.on_trial(trial, candidate)
@@ -178,7 +182,7 @@ def run_job(job: SearchJob, budget: Budget, stop: Stop, progress: Progress) -> N
             if trial.state == "failed":
                 progress.warn(f"trial {trial.number} failed: {trial.reason}")
 
-        run(job.study, job.evaluator, job.choices, job.space, budget, stop, on_trial, bar.note)
+        run(job.study, job.evaluator, job.choices, job.space, job.budget, stop, on_trial, bar.note)
     if stop.requested:
         progress.say("stopped; the same command goes on from here")
 

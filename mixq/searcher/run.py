@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import optuna
 from optuna.trial import TrialState
@@ -24,7 +24,6 @@ from mixq.searcher.study import (
     store_evaluation,
     store_trial,
     trial_of,
-    trials_of,
 )
 from mixq.searcher.trial import Trial
 
@@ -38,11 +37,29 @@ OnTrial = Callable[[Trial, Candidate | None], None]
 
 @dataclass(frozen=True)
 class Budget:
-    """trials: of the whole study, those of earlier runs included; began, deadline: times of time.monotonic()."""
+    """trials: of the whole study, those of earlier runs included; began, deadline: times of time.monotonic().
+
+    earlier_s: seconds that earlier runs of the study spent.
+    """
 
     trials: int
     began: float
     deadline: float | None = None
+    earlier_s: float = 0.0
+
+    def after(self, trials: Sequence[Trial]) -> Budget:
+        """Of a run that resumes a study with these trials."""
+        return replace(self, earlier_s=max((trial.elapsed_s for trial in trials), default=0.0))
+
+    @property
+    def run_s(self) -> float:
+        """Seconds that this run has spent."""
+        return time.monotonic() - self.began
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds that the study has spent, pauses between runs left out."""
+        return self.earlier_s + self.run_s
 
     @property
     def timed_out(self) -> bool:
@@ -69,18 +86,18 @@ def run(
     progress: Callable[[str], None] | None = None,
 ) -> None:
     """Evaluate configurations until the budget is spent, a stop is requested, or the space is used up."""
-    earlier = trials_of(study)
-    done, repeats = len(earlier), 0
-    elapsed_before = max((trial.elapsed_s for trial in earlier), default=0.0)
-    while done < budget.trials and not stop.requested and not budget.timed_out and repeats < REPEATS:
+    repeats = 0
+    while not stop.requested and not budget.timed_out and repeats < REPEATS:
         seen = seen_configs(study)
+        if len(seen) >= budget.trials:
+            return
         asked = study.ask(distributions(choices))
         config = choices.config({name: str(value) for name, value in asked.params.items()})
         if config.id in seen:
             study.tell(asked, state=TrialState.PRUNED)
             repeats += 1
             continue
-        done, repeats = done + 1, 0
+        repeats = 0
         store_trial(asked, config, asked.user_attrs.get(ORIGIN, space.sampler))
         start, found = time.perf_counter(), None
         try:
@@ -89,7 +106,7 @@ def run(
         except (MixqError, RuntimeError, MemoryError) as error:  # the next configuration may not have this trouble
             asked.set_user_attr(REASON, f"{type(error).__name__}: {error}")
         asked.set_user_attr(SECONDS, time.perf_counter() - start)
-        asked.set_user_attr(ELAPSED, elapsed_before + time.monotonic() - budget.began)
+        asked.set_user_attr(ELAPSED, budget.elapsed_s)
         _tell(study, asked, found[1] if found else None, space)
         on_trial(trial_of(study.get_trials(deepcopy=False)[asked.number]), found[0] if found else None)
 

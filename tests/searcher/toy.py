@@ -186,7 +186,7 @@ class Search:
     def run(self, trials: int, stop: Stop | None = None, deadline: float | None = None) -> Sequence[Trial]:
         """All trials of the study, after its budget is spent."""
         assert self.study is not None
-        budget = Budget(trials, time.monotonic(), deadline)
+        budget = Budget(trials, time.monotonic(), deadline).after(trials_of(self.study))
         run(
             self.study,
             self.evaluator,
