@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mixq.config import MixedPrecisionConfig
 from mixq.graph import Graph
 from mixq.graph.capture import relative_error
-from mixq.runtimes import Runtime, get_runtime
+from mixq.runtimes import get_runtime
 from tests.helpers import Net, images, lowered, reference_run, schemes
 
 CHANNELS = 8
@@ -85,17 +85,14 @@ def test_any_mix_of_any_graph(name: str) -> None:
     @settings(max_examples=25, phases=PHASES)
     @given(configurations(FLOATS[name]))
     def check(drawn: tuple[Graph, MixedPrecisionConfig]) -> None:
-        _check(*drawn, runtime)
+        graph, config = drawn
+        model = lowered(graph, config, runtime, images(16, CHANNELS))
+        # Conv takes bfloat16 from opset 22 on by the letter of the standard; OpenVINO does at 21 too.
+        onnx.checker.check_model(model.proto, full_check="bf16" not in config.counts())
+        inputs = images(4, CHANNELS, seed=1)
+        (have,), (exact,) = model.executable.run(inputs).values(), reference_run(model.model)(inputs).values()
+        assert relative_error(exact, have) < (BRAIN_BOUND if "bf16" in config.counts() else BOUND)
+        for layer, precision in model.executed(inputs).items():
+            assert (precision == "int8") == (config.schemes[layer].precision == "int8"), layer
 
     check()
-
-
-def _check(graph: Graph, config: MixedPrecisionConfig, runtime: Runtime) -> None:
-    model = lowered(graph, config, runtime, images(16, CHANNELS))
-    # Conv takes bfloat16 from opset 22 on by the letter of the standard; OpenVINO does at 21 too.
-    onnx.checker.check_model(model.proto, full_check="bf16" not in config.counts())
-    inputs = images(4, CHANNELS, seed=1)
-    (have,), (exact,) = model.executable.run(inputs).values(), reference_run(model.model)(inputs).values()
-    assert relative_error(exact, have) < (BRAIN_BOUND if "bf16" in config.counts() else BOUND)
-    for name, precision in model.executed(inputs).items():
-        assert (precision == "int8") == (config.schemes[name].precision == "int8"), name
