@@ -1,69 +1,18 @@
-"""What the tests of export and verify share: a tiny convolutional network, measured once, and exported folders."""
+"""What the tests of export and verify share: candidates of the tiny task, measured once, and exported folders."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from mixq.certificate import CERTIFICATE, FileMark
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision
-from mixq.evaluator import Candidate, Evaluation, Evaluator
+from mixq.evaluator import Candidate, Evaluation
 from mixq.exporter import export
-from mixq.runtimes import get_runtime
-from mixq.task import Array, Inputs, Outputs, Task
-
-ROWS = 24
-
-
-class TinyNetwork(torch.nn.Module):
-    """Two convolutions and a classifier with fixed random weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = torch.nn.Conv2d(3, 8, 3, padding=1)
-        self.second = torch.nn.Conv2d(8, 16, 3, stride=2)
-        self.classifier = torch.nn.Linear(16, 5)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        found = torch.relu(self.second(torch.relu(self.first(image))))
-        scores: torch.Tensor = self.classifier(found.mean((2, 3)))
-        return scores
-
-
-class Tiny(Task):
-    """Noise images; the targets are what they are, for the metric's value matters to no test here."""
-
-    primary = "top1"
-
-    def model(self) -> torch.nn.Module:
-        return TinyNetwork().eval()
-
-    def calibration(self) -> Iterator[Inputs]:
-        yield {"image": _images(0)}
-
-    def batches(self, split: str) -> Iterator[tuple[Inputs, Array]]:
-        yield {"image": _images(1 if split == "search" else 2)}, np.arange(ROWS) % 5
-
-    def metrics(self, outputs: Outputs, targets: Array) -> Mapping[str, float]:
-        (scores,) = outputs.values()
-        return {"top1": float(np.mean(scores.argmax(axis=1) == targets))}
-
-
-def _images(seed: int) -> Array:
-    return np.random.default_rng(seed).standard_normal((ROWS, 3, 12, 12)).astype(np.float32)
-
-
-@cache
-def evaluator(runtime: str = "openvino") -> Evaluator:
-    return Evaluator(Tiny(), get_runtime(runtime), threads=1, latency_budget_s=0.01)
-
+from tests.tiny import evaluator
 
 MIXED = {"first": Precision.INT8, "second": Precision.INT8}
 OTHER = {"second": Precision.INT8, "classifier": Precision.INT8}

@@ -19,7 +19,8 @@ from mixq.exporter import PROBE_ROWS, export
 from mixq.probe import Probe
 from mixq.runtimes import get_runtime
 from mixq.verifier import verify
-from tests.export_helpers import MIXED, OTHER, evaluator, exported, measured, read_certificate
+from tests.export_helpers import MIXED, OTHER, exported, measured, read_certificate
+from tests.tiny import evaluator
 
 ALL = (*FILES, CERTIFICATE)
 
@@ -76,8 +77,8 @@ def test_the_certificate_holds_the_kernel_audit(folder: Path) -> None:
     records = Certificate.load(folder / CERTIFICATE).kernels
     assert tuple(record.layer for record in records) == evaluator().graph.layers
     assert [(r.layer.name, r.asked) for r in records] == [("first", "int8"), ("second", "int8"), ("classifier", "fp32")]
-    for record, kernel in zip(records, evaluation.kernels, strict=True):
-        assert (record.executed, record.kernel, record.time_us) == (kernel.executed, kernel.kernel, kernel.time_us)
+    assert [(r.executed, r.kernel) for r in records] == [(k.executed, k.kernel) for k in evaluation.kernels]
+    assert all(record.time_us is not None and record.time_us > 0 for record in records)
 
 
 def test_the_fp32_model_can_be_the_answer(tmp_path: Path) -> None:

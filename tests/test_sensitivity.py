@@ -20,9 +20,9 @@ from mixq.runtimes import NAMES, get_runtime
 from mixq.sensitivity import SHADOW_ROWS, Sensitivity, SensitivityRow, analyze, first_rows, single
 from mixq.shadow import SUFFIX, noise_name, shadow_graph, signal_name
 from mixq.task import Inputs
-from tests import export_helpers
+from tests import tiny
 from tests.digits_helpers import digits
-from tests.export_helpers import ROWS, Tiny, TinyNetwork
+from tests.tiny import ROWS, Tiny, TinyNetwork
 
 FP32, FP16, BF16, INT8 = (LayerScheme(precision=precision) for precision in Precision)
 QAT = LayerScheme(precision=Precision.INT8, stage=Stage.QAT)
@@ -95,7 +95,7 @@ def float64_sqnr(evaluator: Evaluator, network: torch.nn.Module) -> dict[str, fl
 
 @pytest.mark.parametrize("runtime", NAMES)
 def test_sqnr_is_that_of_the_layer_alone(runtime: str) -> None:
-    evaluator = export_helpers.evaluator(runtime)
+    evaluator = tiny.evaluator(runtime)
     found = {row.layer: row.sqnr_db for row in analyze(evaluator, [INT8], MINMAX).rows}
     assert found == pytest.approx(float64_sqnr(evaluator, TinyNetwork()), abs=0.5)
 
@@ -108,7 +108,7 @@ def test_no_error_of_other_layers_enters_the_sqnr() -> None:
 
 
 def test_sqnr_of_bf16_is_that_of_rounded_inputs_weights_and_outputs() -> None:
-    evaluator = export_helpers.evaluator()
+    evaluator = tiny.evaluator()
     reason = evaluator.runtime.refusal(BF16, "Conv")
     if reason:
         pytest.skip(reason)
@@ -165,7 +165,7 @@ def test_a_planted_weak_layer_ranks_first(task: Callable[[], Tiny], weak: str, r
 
 
 def test_ranks_follow_the_errors_within_a_scheme() -> None:
-    found = analyze(export_helpers.evaluator(), [INT8, FP16])
+    found = analyze(tiny.evaluator(), [INT8, FP16])
     for scheme in (INT8, FP16):
         errors, ranking = found.errors(scheme), found.ranking(scheme)
         assert sorted(ranking) == sorted(errors) == ["classifier", "first", "second"]
@@ -174,7 +174,7 @@ def test_ranks_follow_the_errors_within_a_scheme() -> None:
 
 
 def test_a_row_is_what_the_evaluator_says_of_the_layer_alone() -> None:
-    evaluator = export_helpers.evaluator()
+    evaluator = tiny.evaluator()
     for row in analyze(evaluator, [INT8]).rows:
         config = single(evaluator, evaluator.graph.layer(row.layer), INT8)
         assert config.counts() == {"fp32": 2, "int8": 1}
@@ -197,20 +197,20 @@ def test_running_the_changed_part_of_a_network_is_running_all_of_it(runtime: str
 
 
 def test_fp32_and_qat_are_left_out() -> None:
-    found = analyze(export_helpers.evaluator(), [FP32, INT8, QAT])
+    found = analyze(tiny.evaluator(), [FP32, INT8, QAT])
     assert {row.scheme for row in found.rows} == {"int8"}
-    assert analyze(export_helpers.evaluator(), [FP32, QAT]).rows == ()
+    assert analyze(tiny.evaluator(), [FP32, QAT]).rows == ()
 
 
 def test_what_the_runtime_cannot_run_is_left_out() -> None:
-    found = analyze(export_helpers.evaluator("onnxruntime"), [BF16, INT8])
+    found = analyze(tiny.evaluator("onnxruntime"), [BF16, INT8])
     assert {row.scheme for row in found.rows} == {"int8"}
     assert found.ranking(BF16) == []
 
 
 def test_progress_is_told_of_every_layer() -> None:
     told: list[tuple[int, int, str]] = []
-    analyze(export_helpers.evaluator(), [INT8], progress=lambda *step: told.append(step))
+    analyze(tiny.evaluator(), [INT8], progress=lambda *step: told.append(step))
     assert told == [(0, 3, "first int8"), (1, 3, "second int8"), (2, 3, "classifier int8")]
 
 
@@ -226,12 +226,12 @@ def test_rows_are_taken_in_whole_batches(rows: int | None, batches: int) -> None
 
 
 def test_evaluated_rows_are_counted() -> None:
-    assert analyze(export_helpers.evaluator(), [INT8]).evaluated_rows == ROWS
+    assert analyze(tiny.evaluator(), [INT8]).evaluated_rows == ROWS
     assert analyzed().evaluated_rows == digits().data.batch_rows
 
 
 def test_shadows_leave_the_graph_alone() -> None:
-    graph = export_helpers.evaluator().graph
+    graph = tiny.evaluator().graph
     before = serialize(graph.model)
     shadows = shadow_graph(graph)
     assert serialize(graph.model) == before

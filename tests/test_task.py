@@ -10,7 +10,7 @@ import pytest
 
 from mixq.errors import InputError
 from mixq.task import Task, instantiate, load_task
-from tests.export_helpers import Tiny
+from tests.tiny import Tiny
 
 SOURCE = """
 from mixq import Task

@@ -25,34 +25,25 @@ from mixq.qat import train
 from mixq.runtimes import NAMES, Runtime, get_runtime
 from mixq.task import Array, Inputs, Outputs
 from mixq.twin import Twin
-from tests.export_helpers import Tiny
 from tests.helpers import Net, captured, images, observed, ort_run, reference_run
+from tests.tiny import Tiny, TinyNetwork
 
 STEPS = Training(steps=30, learning_rate=1e-5)
 
 
-class UnevenNetwork(torch.nn.Module):
+class UnevenNetwork(TinyNetwork):
     """Channels that one scale for a whole tensor does not suit: the first layer's outputs grow from 1 to 100.
 
     The second layer's weights shrink in the same way, so that every channel matters alike.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = torch.nn.Conv2d(3, 16, 3, padding=1)
-        self.second = torch.nn.Conv2d(16, 16, 3, stride=2)
-        self.classifier = torch.nn.Linear(16, 5)
+        super().__init__(16, 16)
         factors = torch.logspace(0, 2, 16)
         with torch.no_grad():
             self.first.weight.mul_(factors[:, None, None, None])
             self.first.get_parameter("bias").mul_(factors)
             self.second.weight.div_(factors[:, None, None])
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        found = torch.relu(self.second(torch.relu(self.first(image))))
-        scores: torch.Tensor = self.classifier(found.mean((2, 3)))
-        return scores
 
 
 class Uneven(Tiny):
