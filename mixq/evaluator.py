@@ -12,16 +12,15 @@ from functools import cached_property
 import numpy as np
 
 from mixq import machine, measures
-from mixq.calibration import Statistics, collect
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, uniform
 from mixq.corruptions import Corruption
 from mixq.dataset import Split, TaskData, row_count
 from mixq.errors import InputError
 from mixq.graph import Graph, capture, serialize
 from mixq.graph.lower import lower
-from mixq.graph.plan import candidates, make_plan
+from mixq.graph.plan import make_plan
 from mixq.latency import Interval, measure_pair
-from mixq.ptq import prepare
+from mixq.ptq import Material, Quantizer, parameters
 from mixq.runtimes import Executable, Kernel, Runtime
 from mixq.task import Array, Inputs, Outputs, Task
 
@@ -99,9 +98,8 @@ class Evaluator:
         return capture(self.data.model(), example, self._run_fp32)
 
     @cached_property
-    def statistics(self) -> Statistics:
-        wanted = candidates(self.graph, self.runtime.placement)
-        return collect(self.graph, wanted, self.data.calibration, self._run_fp32)
+    def quantizer(self) -> Quantizer:
+        return Quantizer(self.graph, Material(self.data.calibration, self._run_fp32, self.runtime.placement))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -133,17 +131,18 @@ class Evaluator:
         if not config.layers_with(Precision.INT8) and config.rest is Precision.FP32 and _all_fp32(config):
             return replace(self.reference, config=config)
         plan = make_plan(self.graph, config.layers_with(Precision.INT8), self.runtime.placement)
-        parameters = prepare(self.graph, config, plan, self.statistics)
+        prepared = self.quantizer.prepared(config.recipe)
+        chosen = parameters(prepared, plan, config.layers_with(Precision.INT8))
         typed, start = self.runtime.typed(config), time.perf_counter()
         losses: tuple[float, ...] = ()
         if config.qat_layers:
             from mixq.qat import train  # torch is heavy, and only training needs it
 
-            parameters, losses = train(
-                self.graph, config, plan, parameters, self.data.training, self._teacher, typed=typed, progress=progress
+            chosen, losses = train(
+                prepared.graph, config, plan, chosen, self.data.training, self._teacher, typed=typed, progress=progress
             )
         train_s = time.perf_counter() - start if config.qat_layers else 0.0
-        model = lower(self.graph, config, plan, parameters, typed=typed)
+        model = lower(prepared.graph, config, plan, chosen, typed=typed)
         return Candidate(config, serialize(model), self.runtime.options(config), train_s, losses)
 
     def check_runnable(self, config: MixedPrecisionConfig) -> None:

@@ -22,8 +22,8 @@ from mixq.graph import serialize
 from mixq.graph.lower import lower
 from mixq.graph.model import Layer
 from mixq.graph.plan import make_plan
-from mixq.ptq import prepare
-from mixq.shadow import PLACEMENT, noise_name, shadow_config, shadow_graph, signal_name
+from mixq.ptq import parameters
+from mixq.shadow import PLACEMENT, noise_name, shadow_config, shadowed, signal_name
 from mixq.task import Outputs
 
 FP32 = LayerScheme(precision=Precision.FP32)
@@ -146,10 +146,11 @@ def first_rows(data: TaskData, rows: int | None) -> Split:
 def _signal_to_noise(evaluator: Evaluator, scheme: LayerScheme, recipe: tuple[RecipeStep, ...]) -> dict[str, float]:
     """dB by layer, from the shadows, on the first SHADOW_ROWS search rows."""
     graph, runtime = evaluator.graph, evaluator.runtime
-    shadows = shadow_graph(graph)
+    prepared = shadowed(evaluator.quantizer.prepared(recipe))
+    shadows = prepared.graph
     config = shadow_config(graph, shadows, scheme, recipe, evaluator.fingerprint)
     plan = make_plan(shadows, config.layers_with(Precision.INT8), PLACEMENT)
-    model = lower(shadows, config, plan, prepare(shadows, config, plan, evaluator.statistics))
+    model = lower(shadows, config, plan, parameters(prepared, plan, config.layers_with(Precision.INT8)))
     executable = runtime.compile(serialize(model), machine.cores(), runtime.options(config))
     batches = first_rows(evaluator.data, SHADOW_ROWS).batches
     sums = run_batches(executable, batches, evaluator.data.batch_rows)

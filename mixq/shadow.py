@@ -15,6 +15,7 @@ from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep
 from mixq.graph.edit import add_initializer, nodes_by_name
 from mixq.graph.model import Graph, Layer
 from mixq.graph.placement import Placement
+from mixq.ptq import Prepared
 
 SUFFIX = ".shadow"
 # A pair on each shadow's own input and nowhere else: the layers beside them keep reading and giving floats.
@@ -36,6 +37,16 @@ def shadow_graph(graph: Graph) -> Graph:
         _sum_of_squares(model.graph, layer, node, signal_name(layer.name))
     layers = tuple(replace(layer, name=layer.name + SUFFIX, output=layer.output + SUFFIX) for layer in graph.layers)
     return Graph(model, layers)
+
+
+def shadowed(prepared: Prepared) -> Prepared:
+    """The network with shadows, which have what was prepared for their layers."""
+    return replace(
+        prepared,
+        graph=shadow_graph(prepared.graph),
+        magnitudes={name + SUFFIX: found for name, found in prepared.magnitudes.items()},
+        values={(name + SUFFIX, index): found for (name, index), found in prepared.values.items()},
+    )
 
 
 def noise_name(layer: str) -> str:

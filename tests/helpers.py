@@ -16,12 +16,12 @@ import onnx.reference
 import torch
 from onnx import helper, numpy_helper
 
-from mixq.calibration import Statistics, collect
-from mixq.config import LayerScheme, MixedPrecisionConfig, Precision
+from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep
 from mixq.graph import Graph, Run, capture, serialize
 from mixq.graph.lower import lower
-from mixq.graph.plan import candidates, make_plan
-from mixq.ptq import prepare
+from mixq.graph.plan import Plan, make_plan
+from mixq.graph.quantize import Parameters
+from mixq.ptq import Material, Prepared, Quantizer, parameters
 from mixq.runtimes import Executable, Runtime, get_runtime
 from mixq.task import Array, Inputs, Outputs
 
@@ -169,16 +169,23 @@ class Lowered:
         return {kernel.layer: kernel.executed for kernel in found if not kernel.kernel.startswith("Subgraph")}
 
 
-def observed(graph: Graph, runtime: Runtime, inputs: Inputs) -> Statistics:
-    """Calibration on one batch."""
-    return collect(graph, candidates(graph, runtime.placement), [inputs], ort_run)
+def calibrated(graph: Graph, runtime: Runtime, inputs: Inputs, recipe: tuple[RecipeStep, ...] = ()) -> Prepared:
+    """`graph` after a recipe, on one batch."""
+    return Quantizer(graph, Material([inputs], ort_run, runtime.placement)).prepared(recipe)
+
+
+def quantized(graph: Graph, config: MixedPrecisionConfig, plan: Plan, runtime: Runtime, inputs: Inputs) -> Parameters:
+    """The parameters of the INT8 layers of `config`, calibrated on `inputs` and nothing else done to them."""
+    prepared = calibrated(graph, runtime, inputs, (RecipeStep(name="calibrate"),))
+    return parameters(prepared, plan, config.layers_with(Precision.INT8))
 
 
 def lowered(graph: Graph, config: MixedPrecisionConfig, runtime: Runtime, inputs: Inputs) -> Lowered:
     """`config` calibrated on `inputs`, written for `runtime` and compiled on one thread."""
     plan = make_plan(graph, config.layers_with(Precision.INT8), runtime.placement)
-    parameters = prepare(graph, config, plan, observed(graph, runtime, inputs))
-    model = serialize(lower(graph, config, plan, parameters, typed=runtime.typed(config)))
+    prepared = calibrated(graph, runtime, inputs, config.recipe)
+    chosen = parameters(prepared, plan, config.layers_with(Precision.INT8))
+    model = serialize(lower(prepared.graph, config, plan, chosen, typed=runtime.typed(config)))
     return Lowered(model, runtime.compile(model, 1, runtime.options(config)), graph)
 
 

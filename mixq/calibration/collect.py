@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from mixq.calibration.histogram import TensorStatistics
-from mixq.calibration.observers import Observer
 from mixq.errors import InputError
 from mixq.graph.model import CompileRun, Graph, serialize, with_outputs
 from mixq.task import Inputs
@@ -16,15 +15,7 @@ from mixq.task import Inputs
 class Statistics:
     """What calibration saw of each tensor, by name."""
 
-    tensors: dict[str, TensorStatistics]
-    _ranges: dict[tuple[Observer, str], tuple[float, float]] = field(default_factory=dict, repr=False)
-
-    def range(self, tensor: str, observer: Observer) -> tuple[float, float]:
-        """What `observer` chooses for `tensor`; chosen once, however many configurations ask."""
-        key = (observer, tensor)
-        if key not in self._ranges:
-            self._ranges[key] = observer.range(self.tensors[tensor])
-        return self._ranges[key]
+    tensors: Mapping[str, TensorStatistics]
 
 
 def collect(graph: Graph, tensors: Sequence[str], batches: Iterable[Inputs], compile_run: CompileRun) -> Statistics:

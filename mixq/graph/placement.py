@@ -18,11 +18,14 @@ class Placement:
     """How INT8 regions are written for one runtime.
 
     transparent: ops through which a pair moves up, so that the producer already writes codes.
-    integer: ops that are not layers and run on codes where their quantized inputs and their output are quantized.
+    integer: ops that are not layers and run on codes where their quantized inputs and their output are quantized. An
+    output of an INT8 layer is quantized for them where the other operands are too: then its kernel writes bytes.
     up_to_codes: whether a pair moves up only where an integer kernel writes codes anyway; elsewhere the runtime's float
     kernels of the transparent ops are the faster ones.
     all_inputs: whether `integer` ops need a pair on every input, and on the output one that every reader stands behind;
     such pairs are added where codes flow in. Else one quantized input is enough, the rest fuses.
+    shrinking: of `integer`, ops that make little out of much: behind the last layer they run on codes
+    wherever codes come in.
     output_pairs: layers whose INT8 kernel is picked only with a pair on the output too (behind its activation).
     float_fusions: (layer op, activation) that the runtime fuses in float before it looks for integer kernels; the layer
     gets an output pair where that activation alone follows.
@@ -34,6 +37,7 @@ class Placement:
 
     transparent: frozenset[str] = VALUE_PRESERVING
     integer: frozenset[str] = frozenset()
+    shrinking: frozenset[str] = frozenset()
     up_to_codes: bool = False
     all_inputs: bool = False
     output_pairs: frozenset[str] = frozenset()

@@ -61,9 +61,8 @@ def candidates(graph: Graph, placement: Placement) -> list[str]:
         wanted[layer.input] = None
     for name in make_plan(graph, graph.layer_names, placement).tensors:
         wanted[name] = None
-    if placement.all_inputs:
-        for node in graph.model.graph:
-            wanted |= dict.fromkeys(_demanded(node, placement))
+    for node in graph.model.graph:
+        wanted |= dict.fromkeys(_demanded(node, placement))
     return list(wanted)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
+from mixq.graph.layers import is_layer
 from mixq.graph.placement import Placement
 
 
@@ -51,6 +52,11 @@ def behind_activation(value: ir.Value, placement: Placement) -> ir.Value:
         return value
     reader = readers[0][0]
     return reader.outputs[0] if reader.op_type in placement.fused_activations else value
+
+
+def feeds_layer(node: ir.Node) -> bool:
+    """Whether what `node` gives ever reaches a layer."""
+    return any(is_layer(reader) or feeds_layer(reader) for output in node.outputs for reader in output.consumers())
 
 
 def keeps_codes(node: ir.Node) -> bool:

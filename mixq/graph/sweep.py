@@ -10,6 +10,7 @@ from mixq.graph.readers import (
     behind_activation,
     coded,
     data_inputs,
+    feeds_layer,
     is_constant,
     keeps_codes,
     operands,
@@ -47,16 +48,30 @@ class Sweep:
                 self._join(node)
 
     def joinable(self) -> frozenset[str]:
-        """Ops with an integer form whose output is quantized, and whose inputs are or may well be."""
-        sources = self._coded if self._placement.all_inputs else self.reads.keys()
+        """Ops with an integer form whose output is quantized or small, and whose inputs are or may be quantized."""
         return frozenset(
             str(node.name)
             for node in self._model.graph
             if node.op_type in self._placement.integer
             and node.name not in self._joined
-            and behind_activation(node.outputs[0], self._placement).name in self.reads
-            and any(value is not None and value.name in sources for value in operands(node))
-            and not (self._placement.all_inputs and any(is_constant(value) for value in operands(node)))
+            and (
+                behind_activation(node.outputs[0], self._placement).name in self.reads
+                or (node.op_type in self._placement.shrinking and not feeds_layer(node))
+            )
+            and self._may_read_codes(node)
+        )
+
+    def _may_read_codes(self, node: ir.Node) -> bool:
+        values = [value for value in operands(node) if not is_constant(value)]
+        if self._placement.all_inputs:
+            return len(values) == len(operands(node)) and any(v is not None and v.name in self._coded for v in values)
+        return self._all_from_codes(node) or any(v is not None and v.name in self.reads for v in values)
+
+    def _all_from_codes(self, node: ir.Node) -> bool:
+        """Whether every operand is quantized or comes straight out of an INT8 layer, which then can write codes."""
+        return all(
+            value is not None and (value.name in self.reads or _name(value.producer()) in self._int8)
+            for value in operands(node)
         )
 
     def groups(self) -> tuple[tuple[str, ...], ...]:
@@ -80,12 +95,13 @@ class Sweep:
             self.outputs.add(str(value.name))
 
     def _join(self, node: ir.Node) -> None:
+        whole = self._all_from_codes(node)
         for index, value in enumerate(operands(node)):
             if value is None:
                 continue
             if self._placement.all_inputs:
                 self._quantize(value, (str(node.name), index))
-            elif value.name in self.reads:
+            elif whole or value.name in self.reads:
                 self._note(value, (str(node.name), index))
         if self._placement.all_inputs:
             self._quantize_output(node)
@@ -135,7 +151,7 @@ class Sweep:
     def _takes_codes(self, node: ir.Node, index: int) -> bool:
         if node.name in self._int8:
             return index == 0
-        if node.name in self._joined and self._placement.all_inputs:
+        if node.name in self._joined:
             return True
         return self._moves_up(node)
 
@@ -151,3 +167,7 @@ class Sweep:
         while self._shared.get(tensor, tensor) != tensor:
             tensor = self._shared[tensor]
         return tensor
+
+
+def _name(node: ir.Node | None) -> str | None:
+    return None if node is None else node.name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mixq.ptq.calibrate import Calibrate
-from mixq.ptq.prepare import DEFAULT_RECIPE, check_recipe, prepare
+from mixq.ptq.parameters import parameters
+from mixq.ptq.quantizer import Quantizer
+from mixq.ptq.recipe import DEFAULT_RECIPE, check_recipe
+from mixq.ptq.state import Material, Prepared
 
-__all__ = ["DEFAULT_RECIPE", "Calibrate", "check_recipe", "prepare"]
+__all__ = ["DEFAULT_RECIPE", "Material", "Prepared", "Quantizer", "check_recipe", "parameters"]

@@ -1,51 +1,50 @@
-"""Recipe step "calibrate": qparams of activations from observers, of weights per channel from their magnitudes."""
+"""Recipe step "calibrate": ranges of activations from observers, of weights per channel from their magnitudes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mixq import affine
-from mixq.affine import QParams
-from mixq.calibration import Statistics, get_observer
+from mixq.calibration import OBSERVERS, get_observer
 from mixq.errors import InputError
 from mixq.graph.model import Layer
-from mixq.graph.plan import Plan
+from mixq.ptq.observer_choice import BEST, best_ranges
+from mixq.ptq.state import Material, Prepared
 from mixq.task import Array
 
 
 @dataclass(frozen=True)
 class Calibrate:
-    """activations: an observer's name; weights: "minmax", or "mse" for the scale of least squared error a channel."""
+    """activations: an observer's name, or "best" for the one that leaves the least error at the layer's output, chosen
+    tensor by tensor; weights: "minmax", or "mse" for the scale of least squared error a channel."""
 
     activations: str = "mse"
     weights: str = "mse"
 
     def __post_init__(self) -> None:
-        get_observer(self.activations)
+        if self.activations not in (*OBSERVERS, BEST):
+            raise InputError(f"activations: {self.activations!r} is unknown; known: {', '.join((*OBSERVERS, BEST))}")
         if self.weights not in WEIGHT_SCALES:
             raise InputError(f"weights: {self.weights!r} is unknown; known: {', '.join(WEIGHT_SCALES)}")
 
-    def activation_qparams(self, statistics: Statistics, plan: Plan) -> dict[str, QParams]:
-        """One value for all tensors of a group: the hull of their ranges."""
-        observer = get_observer(self.activations)
-        found: dict[str, QParams] = {}
-        for group in plan.groups:
-            ranges = [statistics.range(name, observer) for name in group]
-            qparams = affine.asymmetric(min(low for low, _ in ranges), max(high for _, high in ranges))
-            found |= dict.fromkeys(group, qparams)
-        return found
+    def apply(self, prepared: Prepared, material: Material) -> Prepared:
+        """Ranges of all tensors that some configuration may quantize, magnitudes of all layers."""
+        statistics = prepared.statistics
+        if self.activations == BEST:
+            ranges = best_ranges(prepared, material)
+        else:
+            observer = get_observer(self.activations)
+            ranges = {name: observer.range(found) for name, found in statistics.tensors.items()}
+        magnitudes = {layer.name: self._magnitude(prepared, layer) for layer in prepared.graph.layers}
+        return replace(prepared, ranges=ranges, magnitudes=magnitudes)
 
-    def weight_qparams(self, layer: Layer, weight: Array, bias: Array | None, data: QParams) -> QParams:
-        """s8 per output channel; widened where the bias would leave 32 bits in units of input scale × weight scale."""
-        axis = layer.channel_axis
-        channels = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-        magnitude = WEIGHT_SCALES[self.weights](channels.astype(np.float64))
-        if bias is not None and bias.shape == magnitude.shape:
-            magnitude = affine.with_room_for_bias(magnitude, bias, data.scale)
-        return affine.symmetric(magnitude, axis)
+    def _magnitude(self, prepared: Prepared, layer: Layer) -> Array:
+        weight = prepared.weight(layer.name)
+        channels = np.moveaxis(weight, layer.channel_axis, 0).reshape(weight.shape[layer.channel_axis], -1)
+        return WEIGHT_SCALES[self.weights](channels.astype(np.float64))
 
 
 def _largest(channels: Array) -> Array:

@@ -70,6 +70,7 @@ class OnnxRuntime(Runtime):
                 "Softmax",
             }
         ),
+        shrinking=frozenset({"GlobalAveragePool"}),
         up_to_codes=True,
         all_inputs=True,
         output_pairs=frozenset({"Conv"}),

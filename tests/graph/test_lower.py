@@ -15,10 +15,9 @@ from mixq.graph.capture import relative_error
 from mixq.graph.lower import lower
 from mixq.graph.plan import make_plan
 from mixq.graph.quantize import Parameters
-from mixq.ptq import prepare
 from mixq.runtimes import NAMES, Runtime, get_runtime
 from mixq.task import Array, Outputs
-from tests.helpers import Net, images, lowered, observed, ops, ort_run, reference_run, residual, schemes
+from tests.helpers import Net, images, lowered, ops, ort_run, quantized, reference_run, residual, schemes
 
 IMAGES = images(16, name="image")
 FEW = images(4, seed=1, name="image")
@@ -112,7 +111,7 @@ def test_values_replace_the_graphs_own() -> None:
     graph = residual()
     config = schemes(graph, "int8", left="fp32", stem="fp32", head="fp32")
     plan = make_plan(graph, ["right"], ORT.placement)
-    parameters = prepare(graph, config, plan, observed(graph, ORT, IMAGES))
+    parameters = quantized(graph, config, plan, ORT, IMAGES)
     values = {("right", 1): np.zeros((8, 8, 3, 3), np.float32), ("left", 2): np.full(8, 3.0, np.float32)}
     changed = Parameters(parameters.activations, parameters.weights, values)
     found = constants(onnx.load_model_from_string(serialize(lower(graph, config, plan, changed))))
@@ -124,7 +123,7 @@ def test_values_replace_the_graphs_own() -> None:
 def test_trainable_layers_compute_the_same_with_float_weights(runtime: Runtime) -> None:
     graph, config = residual(), schemes(residual(), "int8", head="fp32")
     plan = make_plan(graph, config.layers_with(Precision.INT8), runtime.placement)
-    parameters = prepare(graph, config, plan, observed(graph, runtime, IMAGES))
+    parameters = quantized(graph, config, plan, runtime, IMAGES)
     frozen = serialize(lower(graph, config, plan, parameters))
     training = serialize(lower(graph, config, plan, parameters, trainable=["left", "right"]))
     found = constants(onnx.load_model_from_string(training))

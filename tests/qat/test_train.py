@@ -20,12 +20,11 @@ from mixq.evaluator import Candidate, Evaluator
 from mixq.graph import Graph, serialize
 from mixq.graph.lower import lower
 from mixq.graph.plan import make_plan
-from mixq.ptq import prepare
 from mixq.qat import train
 from mixq.runtimes import NAMES, Runtime, get_runtime
 from mixq.task import Array, Inputs, Outputs
 from mixq.twin import Twin
-from tests.helpers import Net, captured, images, observed, ort_run, reference_run
+from tests.helpers import Net, captured, images, ort_run, quantized, reference_run
 from tests.tiny import Tiny, TinyNetwork
 
 STEPS = Training(steps=30, learning_rate=1e-5)
@@ -184,7 +183,7 @@ def prepared(
 ) -> tuple[float, ...]:
     """The losses of training `config` on `batches` with the graph itself as the teacher."""
     plan = make_plan(graph, config.layers_with(Precision.INT8), runtime.placement)
-    parameters = prepare(graph, config, plan, observed(graph, runtime, inputs))
+    parameters = quantized(graph, config, plan, runtime, inputs)
     return train(graph, config, plan, parameters, batches, ort_run(serialize(graph.model)))[1]
 
 
@@ -254,7 +253,7 @@ def test_the_loss_is_the_error_over_the_variance() -> None:
         model=graph.fingerprint, schemes=dict.fromkeys(graph.layer_names, LayerScheme(precision=Precision.INT8))
     )
     plan = make_plan(graph, graph.layer_names, runtime.placement)
-    model = lower(graph, config, plan, prepare(graph, config, plan, observed(graph, runtime, batch)))
+    model = lower(graph, config, plan, quantized(graph, config, plan, runtime, batch))
     (want,), (have,) = (reference_run(serialize(m))(batch).values() for m in (graph.model, model))
     assert loss == pytest.approx(float(((have - want) ** 2).mean() / want.var()), rel=0.05)
 
@@ -280,7 +279,7 @@ def test_the_twin_computes_what_the_integer_kernels_do(runtime_name: str, kind: 
     graph, runtime, inputs = single_layer(kind), get_runtime(runtime_name), images(16, channels=8)
     config = MixedPrecisionConfig(model="net", schemes={"y": LayerScheme(precision=Precision.INT8)})
     plan = make_plan(graph, ["y"], runtime.placement)
-    parameters = prepare(graph, config, plan, observed(graph, runtime, inputs))
+    parameters = quantized(graph, config, plan, runtime, inputs)
     twin = Twin(lower(graph, config, plan, parameters, trainable=["y"] if trainable else []))
     with torch.inference_mode():
         (simulated,) = twin({name: torch.from_numpy(value) for name, value in inputs.items()}).values()

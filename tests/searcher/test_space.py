@@ -110,16 +110,16 @@ def test_numbers_may_be_written_as_people_write_them(tmp_path: Path) -> None:
         ("precisions: [int8]\nconstraints: {max_size_mb: 0}", 2, ["constraints.max_size_mb", "greater than 0"]),
         ("precisions: [int8]\nconstraints: 3", 2, ["constraints: must be a mapping of names to values, got int"]),
         ("precisions: [int8]\nrecipes: {}", 2, ["recipes: Dictionary should have at least 1 item"]),
-        ("precisions: [int8]\nrecipes: {a: []}", 2, ["recipes: a: a recipe starts with calibrate"]),
+        ("precisions: [int8]\nrecipes: {a: []}", 2, ["recipes: a: a recipe has calibrate, each step once, in the order equalize → calibrate"]),
         (
             "precisions: [int8]\nrecipes:\n  a: [{name: magic}]",
             2,
-            ["recipes: a: recipe step 'magic' is unknown; known: calibrate"],
+            ["recipes: a: recipe step 'magic' is unknown; known: equalize, calibrate"],
         ),
         (
             "precisions: [int8]\nrecipes:\n  a: [{name: calibrate, params: {activations: magic}}]",
             2,
-            ["recipe step 'calibrate': ", "observer 'magic' is unknown; known: minmax, percentile, mse, entropy"],
+            ["recipe step 'calibrate': ", "activations: 'magic' is unknown; known: minmax, percentile, mse, entropy, best"],
         ),
         (
             "precisions: [int8]\nrecipes:\n  a: [{name: calibrate, params: {weights: magic}}]",
