@@ -131,7 +131,7 @@ class Evaluator:
         if not config.layers_with(Precision.INT8) and config.rest is Precision.FP32 and _all_fp32(config):
             return replace(self.reference, config=config)
         plan = make_plan(self.graph, config.layers_with(Precision.INT8), self.runtime.placement)
-        prepared = self.quantizer.prepared(config.recipe)
+        prepared = self.quantizer.prepared(config.recipe, progress)
         chosen = parameters(prepared, plan, config.layers_with(Precision.INT8))
         typed, start = self.runtime.typed(config), time.perf_counter()
         losses: tuple[float, ...] = ()

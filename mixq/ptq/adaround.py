@@ -14,6 +14,7 @@ import numpy as np
 
 from mixq import affine
 from mixq.ptq.moments import Moments, collect_moments, matrices_of
+from mixq.ptq.networks import Walk
 from mixq.ptq.state import Material, Prepared
 from mixq.task import Array
 
@@ -37,10 +38,11 @@ class AdaRound:
     def apply(self, prepared: Prepared, material: Material) -> Prepared:
         """`prepared` with weights that are their codes' values."""
         names = prepared.graph.layer_names
+        walk = Walk(prepared.graph, material)
         matrices = matrices_of(prepared.graph, prepared.graph.layers)
         for name in material.told(names, "rounding layer"):  # one by one: each sees what the ones before it really give
             layer, matrix = prepared.graph.by_name[name], matrices[name]
-            moments = collect_moments(prepared, material, [layer])[name]
+            moments = collect_moments(walk.inputs(prepared, layer), matrix, material)
             weight = matrix.rows(prepared.graph.weight(layer.weight)).astype(np.float64)
             scale = matrix.by_row(prepared.weight_qparams(name).scale).astype(np.float64)
             rounded = matrix.weight((self._codes(weight, scale, moments) * scale).astype(np.float32))

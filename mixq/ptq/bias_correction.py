@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mixq.ptq.moments import collect_moments, in_turn, matrices_of
+from mixq.ptq.moments import in_turn, matrices_of, mean_columns
 from mixq.ptq.state import Material, Prepared
 from mixq.task import Array
 
@@ -25,11 +25,11 @@ class BiasCorrection:
         values: dict[tuple[str, int], Array] = {}
         biased = [layer for layer in prepared.graph.layers if layer.bias is not None]
         for layers in in_turn(biased, material, len(biased)):
-            moments = collect_moments(prepared, material, layers)
+            means = mean_columns(prepared, material, layers)
             for name, matrix in matrices_of(prepared.graph, layers).items():
                 layer = prepared.graph.by_name[name]
                 lost = matrix.rows(prepared.graph.weight(layer.weight) - prepared.rounded(name))
-                change = lost @ (moments[name].q / moments[name].count)[..., None]
+                change = lost @ means[name][..., None]
                 own = prepared.graph.weight(str(layer.bias))
                 values[name, 2] = (own + change.reshape(own.shape)).astype(np.float32)
         return replace(prepared, values={**prepared.values, **values})

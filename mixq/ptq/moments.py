@@ -12,32 +12,24 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-import onnx_ir as ir
 
-from mixq.config import LayerScheme, Precision, uniform
-from mixq.graph.cut import tail
 from mixq.graph.edit import nodes_by_name
-from mixq.graph.lower import lower
-from mixq.graph.model import Graph, Layer, Run, serialize
-from mixq.graph.plan import make_plan
+from mixq.graph.model import Graph, Layer
 from mixq.ptq.matrix import LayerMatrix
-from mixq.ptq.parameters import parameters
+from mixq.ptq.networks import int8_inputs
 from mixq.ptq.state import Material, Prepared
-from mixq.task import Array, Inputs, Outputs
+from mixq.task import Array
 
 SAMPLES = 2**15  # output positions of a layer that are looked at, over all batches
+MEAN_SAMPLES = 2**13  # a mean settles sooner than products do
 MOST_BYTES = 2**28  # of the activations of one batch, or of the moments, that are held at a time
-
-INT8 = LayerScheme(precision=Precision.INT8)
 
 
 @dataclass
 class Moments:
-    """Of x (FP32) and x̂ (INT8), by group of the layer: sums over `count` samples of x, x̂ , x̂ x̂ᵀ and x x̂ᵀ."""
+    """Of x (FP32) and x̂ (INT8), by group of the layer: sums over `count` samples of x̂ x̂ᵀ and x x̂ᵀ."""
 
     count: int = 0
-    x: Array = field(default_factory=lambda: np.zeros(()))
-    q: Array = field(default_factory=lambda: np.zeros(()))
     qq: Array = field(default_factory=lambda: np.zeros(()))
     xq: Array = field(default_factory=lambda: np.zeros(()))
 
@@ -45,8 +37,6 @@ class Moments:
         """Add samples of shape (samples, groups, columns)."""
         left, right = x.transpose(1, 2, 0), q.transpose(1, 0, 2)
         self.count += len(x)
-        self.x = self.x + x.sum(0, dtype=np.float64)
-        self.q = self.q + q.sum(0, dtype=np.float64)
         self.xq = self.xq + np.matmul(left, right)
         self.qq = self.qq + np.matmul(q.transpose(1, 2, 0), right)
 
@@ -67,53 +57,35 @@ def in_turn(layers: Sequence[Layer], material: Material, most: int) -> Iterator[
         yield part
 
 
-def collect_moments(prepared: Prepared, material: Material, layers: Sequence[Layer]) -> dict[str, Moments]:
-    """The moments of `layers` over the calibration batches; x̂ is what the network with every layer in INT8 gives."""
-    matrices = matrices_of(prepared.graph, layers)
-    found = {name: Moments() for name in matrices}
-    exact, quantized = float_inputs(prepared.graph, material, layers), _int8_run(prepared, material, layers)
-    most = max(1, SAMPLES // len(material.batches))
-    for number, batch in enumerate(material.batches):
-        x, q = exact(batch), quantized(batch)
-        for name, matrix in matrices.items():
-            draw = partial(np.random.default_rng, [material.seed, number])  # the same positions of both
-            found[name].update(matrix.columns(x[name], most, draw()), matrix.columns(q[name], most, draw()))
+def collect_moments(inputs: Iterable[tuple[Array, Array]], matrix: LayerMatrix, material: Material) -> Moments:
+    """The moments of one layer, from its input in FP32 and INT8 batch by batch."""
+    found, most = Moments(), max(1, SAMPLES // len(material.batches))
+    for number, (x, q) in enumerate(inputs):
+        draw = partial(np.random.default_rng, [material.seed, number])  # the same positions of both
+        found.update(matrix.columns(x, most, draw()), matrix.columns(q, most, draw()))
     return found
+
+
+def mean_columns(prepared: Prepared, material: Material, layers: Sequence[Layer]) -> dict[str, Array]:
+    """E x̂ of `layers`, each (groups, columns)."""
+    matrices = matrices_of(prepared.graph, layers)
+    sums = dict.fromkeys(matrices, np.zeros(()))
+    counts = dict.fromkeys(matrices, 0)
+    quantized = int8_inputs(prepared, material, layers)
+    most = max(1, MEAN_SAMPLES // len(material.batches))
+    for number, batch in enumerate(material.batches):
+        values = quantized(batch)
+        for name, matrix in matrices.items():
+            columns = matrix.columns(values[name], most, np.random.default_rng([material.seed, number]))
+            sums[name] = sums[name] + columns.sum(0, dtype=np.float64)
+            counts[name] += len(columns)
+    return {name: total / counts[name] for name, total in sums.items()}
 
 
 def matrices_of(graph: Graph, layers: Iterable[Layer]) -> dict[str, LayerMatrix]:
     """By layer name."""
     nodes = nodes_by_name(graph.model.graph)
     return {layer.name: LayerMatrix(layer, nodes[layer.name]) for layer in layers}
-
-
-def float_inputs(graph: Graph, material: Material, layers: Sequence[Layer]) -> Run:
-    """By layer name, its input."""
-    return _inputs_of(graph.model, material, layers)
-
-
-def _int8_run(prepared: Prepared, material: Material, layers: Sequence[Layer]) -> Run:
-    """By layer name, its input where every layer runs in INT8."""
-    graph = prepared.graph
-    plan = make_plan(graph, graph.layer_names, material.placement)
-    config = uniform(graph.fingerprint, graph.layer_names, INT8)
-    model = lower(graph, config, plan, parameters(prepared, plan, graph.layer_names))
-    return _inputs_of(model, material, layers)
-
-
-def _inputs_of(model: ir.Model, material: Material, layers: Sequence[Layer]) -> Run:
-    """Runs what is before `layers`, as far as it has to be."""
-    nodes = nodes_by_name(model.graph)
-    names = {layer.name: str(value.name) for layer in layers if (value := nodes[layer.name].inputs[0])}
-    given = {str(value.name) for value in model.graph.inputs}
-    wanted = [name for name in dict.fromkeys(names.values()) if name not in given]
-    run = material.compile_run(serialize(tail(model, sorted(given), wanted))) if wanted else lambda _: {}
-
-    def inputs_of(batch: Inputs) -> Outputs:
-        values = {**batch, **run(batch)}
-        return {layer: values[name] for layer, name in names.items()}
-
-    return inputs_of
 
 
 def _held_bytes(layer: Layer, rows: int) -> int:

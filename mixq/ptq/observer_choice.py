@@ -9,7 +9,8 @@ import numpy as np
 from mixq import affine
 from mixq.calibration import OBSERVERS, get_observer
 from mixq.graph.plan import make_plan
-from mixq.ptq.moments import float_inputs, in_turn, matrices_of
+from mixq.ptq.moments import in_turn, matrices_of
+from mixq.ptq.networks import float_inputs
 from mixq.ptq.state import Material, Prepared, Range
 from mixq.task import Array
 

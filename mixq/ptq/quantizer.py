@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from mixq.config import RecipeStep
 from mixq.graph.model import Graph
 from mixq.ptq.recipe import DEFAULT_RECIPE, check_recipe
@@ -21,14 +24,15 @@ class Quantizer:
         self._material = material
         self._known: dict[Recipe, Prepared] = {(): Prepared(graph, material.observe(graph))}
 
-    def prepared(self, recipe: Recipe = ()) -> Prepared:
+    def prepared(self, recipe: Recipe = (), progress: Callable[[str], None] | None = None) -> Prepared:
         """The network after `recipe`, by default DEFAULT_RECIPE. Recipes share the work for what they begin with.
 
-        Raises InputError for a recipe that is none.
+        progress is told what a long step does. Raises InputError for a recipe that is none.
         """
+        material = replace(self._material, progress=progress)
         wanted = recipe or DEFAULT_RECIPE
         steps = check_recipe(wanted)
         for done in range(1, len(wanted) + 1):
             if wanted[:done] not in self._known:
-                self._known[wanted[:done]] = steps[done - 1].apply(self._known[wanted[: done - 1]], self._material)
+                self._known[wanted[:done]] = steps[done - 1].apply(self._known[wanted[: done - 1]], material)
         return self._known[wanted]

@@ -22,7 +22,10 @@ STEPS: dict[str, type[Step]] = {
 }
 NEEDED = "calibrate"
 
-DEFAULT_RECIPE = (RecipeStep(name="calibrate", params={"activations": "mse", "weights": "mse"}),)
+DEFAULT_RECIPE = (
+    RecipeStep(name="calibrate", params={"activations": "mse", "weights": "mse"}),
+    RecipeStep(name="bias_correction"),
+)
 
 
 def check_recipe(recipe: Sequence[RecipeStep]) -> list[Step]:
