@@ -1,0 +1,180 @@
+"""AdaRound: descent to where no single flip helps, held against brute force; the step on a small network."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixq import affine, measures
+from mixq.config import RecipeStep
+from mixq.graph import serialize
+from mixq.graph.lower import lower
+from mixq.graph.plan import make_plan
+from mixq.ptq import Material, Prepared, Quantizer, parameters
+from mixq.ptq.adaround import BLOCK, AdaRound, descend
+from mixq.runtimes import get_runtime
+from mixq.task import Array
+from tests.helpers import images, ort_run, residual, schemes
+
+ORT = get_runtime("onnxruntime")
+MATERIAL = Material([images(64, name="image")], ort_run, ORT.placement)
+CALIBRATE = RecipeStep(name="calibrate")
+SWEEPS = 1000  # enough to come to rest
+
+Problem = tuple[Array, Array, Array]
+
+
+def problem(seed: int, groups: int, rows: int, columns: int, spread: float = 3.0, drift: float = 0.1) -> Problem:
+    """wanted, form, drift: correlated inputs, few samples."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(groups, 4 * columns, columns)) + rng.normal(size=(groups, 4 * columns, 1))
+    form = np.matmul(inputs.transpose(0, 2, 1), inputs) / (4 * columns)
+    return rng.normal(size=(groups, rows, columns)) * spread, form, rng.normal(size=(groups, rows, columns)) * drift
+
+
+def objective(codes: Array, wanted: Array, form: Array, drift: Array) -> Array:
+    """e H eᵀ + 2 e·d by row, in float64."""
+    error = codes.astype(np.float64) - wanted
+    return np.asarray(np.einsum("grc,gcd,grd->gr", error, form, error) + 2 * (error * drift).sum(-1))
+
+
+def low_and_high(wanted: Array) -> tuple[Array, Array]:
+    return np.clip(np.floor(wanted), *affine.S8), np.clip(np.ceil(wanted), *affine.S8)
+
+
+def flipped(codes: Array, wanted: Array, column: int) -> Array:
+    low, high = low_and_high(wanted)
+    other = codes.copy()
+    other[..., column] = (low + high - codes)[..., column]
+    return other
+
+
+problems = st.builds(
+    problem,
+    seed=st.integers(0, 10**6),
+    groups=st.integers(1, 3),
+    rows=st.integers(1, 4),
+    columns=st.integers(1, 12),
+    spread=st.sampled_from([0.4, 3.0, 100.0]),  # the last beyond what codes hold
+    drift=st.sampled_from([0.0, 0.1, 2.0]),
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(problems)
+def test_descent_ends_where_no_flip_helps(found: Problem) -> None:
+    wanted = found[0]
+    codes = descend(*found, SWEEPS).astype(np.float64)
+    low, high = low_and_high(wanted)
+    assert ((codes == low) | (codes == high)).all()
+    reached = objective(codes, *found)
+    slack = 1e-3 + 1e-5 * np.abs(reached)  # descent is in float32
+    assert (reached <= objective(np.clip(np.rint(wanted), *affine.S8), *found) + slack).all()
+    for column in range(wanted.shape[-1]):
+        assert (objective(flipped(codes, wanted, column), *found) >= reached - slack).all()
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6))
+def test_blocks_are_kept_up_to_date_with_each_other(seed: int) -> None:
+    found = problem(seed, 1, 3, BLOCK + 40)
+    codes = descend(*found, SWEEPS).astype(np.float64)
+    reached = objective(codes, *found)
+    assert (reached <= objective(np.rint(found[0]), *found) + 1e-2).all()
+    for column in range(0, BLOCK + 40, 7):
+        assert (objective(flipped(codes, found[0], column), *found) >= reached - 1e-2).all()
+
+
+def test_every_further_sweep_lowers_the_objective() -> None:
+    found = problem(0, 2, 5, 60)
+    reached = [objective(descend(*found, sweeps), *found).sum() for sweeps in range(1, 6)]
+    assert all(later <= earlier + 1e-6 for earlier, later in pairwise(reached))
+    assert reached[-1] < objective(np.rint(found[0]), *found).sum()
+
+
+def best(wanted: Array, form: Array, drift: Array) -> float:
+    """The least objective of one row, by trying all codes."""
+    low, high = low_and_high(wanted)
+    every = np.array(list(product((0, 1), repeat=wanted.shape[-1])))
+    codes = low + every * (high - low)[0]
+    return float(objective(codes, wanted, form, np.broadcast_to(drift, codes.shape)).min())
+
+
+def test_descent_is_near_the_optimum() -> None:
+    """Never below brute force's; of what nearest rounding loses to it, most is won."""
+    lost, left = [], []
+    for seed in range(100):
+        found = problem(seed, 1, 1, 8)
+        least = best(*found)
+        reached = float(objective(descend(*found, SWEEPS), *found).sum())
+        assert reached >= least - 1e-4
+        left.append(reached - least)
+        lost.append(float(objective(np.rint(found[0]), *found).sum()) - least)
+    assert np.sum(left) < 0.4 * np.sum(lost)
+    assert np.mean(np.array(left) < 1e-4) > 1.5 * np.mean(np.array(lost) < 1e-4)
+
+
+def test_uncorrelated_inputs_are_rounded_to_the_nearest() -> None:
+    """Closed form: with H diagonal and no drift each weight stands for itself."""
+    wanted, _, _ = problem(0, 2, 3, 20)
+    form = np.stack([np.diag(np.linspace(0.1, 2, 20))] * 2)
+    np.testing.assert_array_equal(descend(wanted, form, np.zeros_like(wanted), SWEEPS), np.rint(wanted))
+
+
+@pytest.mark.parametrize("bad", [{"sweeps": 0}, {"drift": 1.5}, {"drift": -0.1}, {"shrinkage": 2.0}])
+def test_parameters_are_checked(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="sweeps must be at least 1, drift and shrinkage from 0 to 1"):
+        AdaRound(**bad)  # type: ignore[arg-type]
+
+
+@cache
+def prepared(*steps: RecipeStep) -> Prepared:
+    return Quantizer(residual(), MATERIAL).prepared((CALIBRATE, *steps))
+
+
+def output_error(found: Prepared) -> float:
+    """Relative, of the whole network in INT8, on images that calibration has not seen."""
+    plan = make_plan(residual(), residual().layer_names, ORT.placement)
+    config = schemes(residual(), "int8")
+    model = serialize(lower(found.graph, config, plan, parameters(found, plan, residual().layer_names)))
+    new = images(256, seed=9, name="image")
+    return measures.relative_mse(ort_run(serialize(residual().model))(new), ort_run(model)(new))
+
+
+def test_the_network_comes_closer_to_fp32() -> None:
+    assert output_error(prepared(RecipeStep(name="adaround"))) < 0.8 * output_error(prepared())
+
+
+def test_weights_are_their_codes_values_next_to_the_graphs_own() -> None:
+    found = prepared(RecipeStep(name="adaround"))
+    assert found.values.keys() == {(name, 1) for name in residual().layer_names}
+    moved = 0
+    for layer in residual().layers:
+        own, rounded = residual().weight(layer.weight), found.weight(layer.name)
+        np.testing.assert_allclose(found.rounded(layer.name), rounded, rtol=1e-6)
+        scale = affine.along(found.weight_qparams(layer.name).scale, layer.channel_axis, own.ndim)
+        inside = np.abs(own) <= 127 * scale
+        assert (np.abs(rounded - own) < 1.0001 * scale)[inside].all()
+        moved += int((rounded != prepared().rounded(layer.name)).sum())
+    assert moved > 0
+
+
+def test_the_same_every_time_and_when_run_again() -> None:
+    first = prepared(RecipeStep(name="adaround"))
+    second = Quantizer(residual(), MATERIAL).prepared((CALIBRATE, RecipeStep(name="adaround")))
+    again = AdaRound().apply(first, MATERIAL)
+    for key, value in first.values.items():
+        np.testing.assert_array_equal(second.values[key], value)
+        np.testing.assert_array_equal(again.values[key], value)
+
+
+def test_tells_which_layer_it_rounds() -> None:
+    lines: list[str] = []
+    AdaRound(sweeps=1).apply(prepared(), Material(MATERIAL.batches, ort_run, ORT.placement, progress=lines.append))
+    assert lines[0] == "rounding layer 1/4: stem"
+    assert len(lines) == 4

@@ -1,0 +1,128 @@
+"""Equalization: badly scaled channels no longer cost accuracy; what is equal already stays; the function is kept."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from mixq import measures
+from mixq.config import RecipeStep
+from mixq.errors import MixqError
+from mixq.graph import Graph, serialize
+from mixq.graph.layers import row_shapes
+from mixq.graph.scaling import find_scale_groups, scaled
+from mixq.ptq import Material, Prepared, Quantizer
+from mixq.ptq.equalize import Equalize
+from mixq.ptq.networks import int8_model
+from mixq.runtimes import get_runtime
+from mixq.task import Array
+from tests.helpers import Net, images, ort_run, residual
+
+MATERIAL = Material([images(32, name="image")], ort_run, get_runtime("onnxruntime").placement)
+CALIBRATE = RecipeStep(name="calibrate", params={"activations": "minmax"})
+NEW = images(64, seed=5, name="image")
+
+
+@cache
+def badly_scaled() -> Graph:
+    """The residual network with channels that lie up to 2^10 apart."""
+    groups = find_scale_groups(residual(), row_shapes(residual().model, images(1, name="image")))
+    random = np.random.default_rng(0)
+    return scaled(residual(), [(group, np.exp2(random.uniform(-5, 5, group.channels))) for group in groups])
+
+
+@cache
+def prepared(graph: Graph, *steps: str) -> Prepared:
+    return Quantizer(graph, MATERIAL).prepared((*(RecipeStep(name=name) for name in steps), CALIBRATE))
+
+
+def outputs(graph: Graph) -> dict[str, Array]:
+    return dict(ort_run(serialize(graph.model))(NEW))
+
+
+def int8_error(found: Prepared) -> float:
+    """Relative, at the outputs of the network in INT8."""
+    return measures.relative_mse(outputs(residual()), ort_run(serialize(int8_model(found, MATERIAL)))(NEW))
+
+
+def test_badly_scaled_channels_cost_no_more_than_well_scaled_ones() -> None:
+    bad, mended = int8_error(prepared(badly_scaled())), int8_error(prepared(badly_scaled(), "equalize"))
+    assert mended < 0.02 * bad
+    assert mended < 2 * int8_error(prepared(residual()))
+
+
+@pytest.mark.parametrize("graph", [residual, badly_scaled])
+def test_the_function_is_kept(graph: object) -> None:
+    found = prepared(residual() if graph is residual else badly_scaled(), "equalize")
+    assert measures.relative_mse(outputs(residual()), outputs(found.graph)) < 1e-9
+
+
+def test_statistics_are_those_of_the_new_graph() -> None:
+    found = Equalize().apply(Prepared(badly_scaled(), MATERIAL.observe(badly_scaled())), MATERIAL)
+    again = MATERIAL.observe(found.graph)
+    assert {n: (s.low, s.high) for n, s in found.statistics.tensors.items()} == {
+        n: (s.low, s.high) for n, s in again.tensors.items()
+    }
+    assert (found.ranges, found.magnitudes, found.values) == ({}, {}, {})
+
+
+def test_a_second_application_changes_next_to_nothing() -> None:
+    once = Equalize().apply(Prepared(badly_scaled(), MATERIAL.observe(badly_scaled())), MATERIAL)
+    twice = Equalize().apply(once, MATERIAL)
+    for layer in badly_scaled().layers:
+        before, between, after = (g.weight(layer.weight) for g in (badly_scaled(), once.graph, twice.graph))
+        first, second = (spread(between, before), spread(after, between))
+        assert second < 0.1 * max(first, 1.0), layer.name
+
+
+def spread(after: Array, before: Array) -> float:
+    """How many powers of two the factors of the weights lie apart."""
+    logs = np.log2(np.abs(after[before != 0] / before[before != 0]))
+    return float(np.ptp(logs))
+
+
+def test_factors_keep_to_their_bounds() -> None:
+    """A channel that is dead, or that nobody reads, keeps its scale; the others' stay within 2^±8."""
+    net = Net(4, 8, 8)
+    first = net.op("Relu", net.conv("x", 4, "first"))
+    graph = net.graph(net.conv(first, 4, "second"), example=images(3, 4), ranks=[4])
+    (group,) = find_scale_groups(graph, row_shapes(graph.model, images(1, 4)))
+    bad = scaled(graph, [(group, np.array([1.0, 2.0**-30, 1.0, 2.0**30]))])
+    material = Material([images(8, 4)], ort_run, MATERIAL.placement)
+    equal = Equalize().apply(Prepared(bad, material.observe(bad)), material).graph
+    ratio = np.abs(equal.weight("first.weight") / bad.weight("first.weight")).reshape(4, -1).mean(1)
+    assert (ratio <= 2.0**8 * 1.001).all()
+    assert (ratio >= 2.0**-8 / 1.001).all()
+    assert np.ptp(np.log2(ratio)) > 10
+
+
+def test_a_dead_channel_is_survived() -> None:
+    net = Net(4, 8, 8)
+    first = net.conv("x", 4, "first")
+    graph = net.graph(net.conv(net.op("Relu", first), 4, "second"), example=images(3, 4), ranks=[4])
+    (group,) = find_scale_groups(graph, row_shapes(graph.model, images(1, 4)))
+    dead = scaled(graph, [(group, np.array([1, 1, 1, 1e30]))])  # divided by so much, the first weight is nothing
+    material = Material([images(8, 4)], ort_run, MATERIAL.placement)
+    equal = Equalize().apply(Prepared(dead, material.observe(dead)), material).graph
+    assert all(np.isfinite(equal.weight(layer.weight)).all() for layer in equal.layers)
+
+
+def test_a_network_without_groups_is_left_as_it_is() -> None:
+    net = Net(4, 8, 8)
+    graph = net.graph(net.conv("x", 4, "only"), example=images(3, 4), ranks=[4])
+    material = Material([images(8, 4)], ort_run, MATERIAL.placement)
+    found = Equalize().apply(Prepared(graph, material.observe(graph)), material).graph
+    assert found.fingerprint == graph.fingerprint
+
+
+def test_another_function_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(graph: Graph, factors: object) -> Graph:
+        other = Net(3, 8, 8, name="image", seed=1)
+        output = other.gemm(other.pooled(other.conv("image", 8)), 8, 5, name=str(graph.model.graph.outputs[0].name))
+        return other.graph(output, example=images(3, name="image"))
+
+    monkeypatch.setattr("mixq.ptq.equalize.scaled", wrong)
+    with pytest.raises(MixqError, match=r"equalize changed the output .* of its largest value; leave the step out"):
+        Equalize().apply(Prepared(residual(), MATERIAL.observe(residual())), MATERIAL)
