@@ -169,21 +169,24 @@ class Lowered:
         return {kernel.layer: kernel.executed for kernel in found if not kernel.kernel.startswith("Subgraph")}
 
 
-def calibrated(graph: Graph, runtime: Runtime, inputs: Inputs, recipe: tuple[RecipeStep, ...] = ()) -> Prepared:
+CALIBRATE = (RecipeStep(name="calibrate"),)
+
+
+def calibrated(graph: Graph, runtime: Runtime, inputs: Inputs, recipe: tuple[RecipeStep, ...] = CALIBRATE) -> Prepared:
     """`graph` after a recipe, on one batch."""
     return Quantizer(graph, Material([inputs], ort_run, runtime.placement)).prepared(recipe)
 
 
 def quantized(graph: Graph, config: MixedPrecisionConfig, plan: Plan, runtime: Runtime, inputs: Inputs) -> Parameters:
     """The parameters of the INT8 layers of `config`, calibrated on `inputs` and nothing else done to them."""
-    prepared = calibrated(graph, runtime, inputs, (RecipeStep(name="calibrate"),))
+    prepared = calibrated(graph, runtime, inputs)
     return parameters(prepared, plan, config.layers_with(Precision.INT8))
 
 
 def lowered(graph: Graph, config: MixedPrecisionConfig, runtime: Runtime, inputs: Inputs) -> Lowered:
     """`config` calibrated on `inputs`, written for `runtime` and compiled on one thread."""
     plan = make_plan(graph, config.layers_with(Precision.INT8), runtime.placement)
-    prepared = calibrated(graph, runtime, inputs, config.recipe)
+    prepared = calibrated(graph, runtime, inputs, config.recipe or CALIBRATE)
     chosen = parameters(prepared, plan, config.layers_with(Precision.INT8))
     model = serialize(lower(prepared.graph, config, plan, chosen, typed=runtime.typed(config)))
     return Lowered(model, runtime.compile(model, 1, runtime.options(config)), graph)

@@ -50,6 +50,7 @@ Recipe = tuple[RecipeStep, ...]
 RECIPES: Mapping[str, Recipe] = {
     "minmax": (RecipeStep(name="calibrate", params={"activations": "minmax", "weights": "minmax"}),),
     "default": (),
+    "adaround": (RecipeStep(name="calibrate", params={"activations": "best"}), RecipeStep(name="adaround")),
 }
 INT8, FP32 = LayerScheme(precision=Precision.INT8), LayerScheme(precision=Precision.FP32)
 TIMED_RECIPE = RECIPES["default"]

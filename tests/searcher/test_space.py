@@ -47,7 +47,7 @@ def test_the_smallest_space(tmp_path: Path) -> None:
     space = loaded(tmp_path, "precisions: [int8]")
     assert [str(scheme) for scheme in space.schemes("a")] == ["int8"]
     assert (space.objectives, space.sampler, space.constraints.max_drop) == (("latency",), "guided", 0.005)
-    assert [step.name for step in space.recipes["default"]] == ["calibrate"]
+    assert [step.name for step in space.recipes["default"]] == ["calibrate", "bias_correction"]
 
 
 def test_the_last_override_that_matches_decides(tmp_path: Path) -> None:
@@ -110,7 +110,11 @@ def test_numbers_may_be_written_as_people_write_them(tmp_path: Path) -> None:
         ("precisions: [int8]\nconstraints: {max_size_mb: 0}", 2, ["constraints.max_size_mb", "greater than 0"]),
         ("precisions: [int8]\nconstraints: 3", 2, ["constraints: must be a mapping of names to values, got int"]),
         ("precisions: [int8]\nrecipes: {}", 2, ["recipes: Dictionary should have at least 1 item"]),
-        ("precisions: [int8]\nrecipes: {a: []}", 2, ["recipes: a: a recipe has calibrate, each step once, in the order equalize → calibrate"]),
+        (
+            "precisions: [int8]\nrecipes: {a: []}",
+            2,
+            ["recipes: a: a recipe has calibrate, each step once, in the order equalize → calibrate"],
+        ),
         (
             "precisions: [int8]\nrecipes:\n  a: [{name: magic}]",
             2,
@@ -119,7 +123,10 @@ def test_numbers_may_be_written_as_people_write_them(tmp_path: Path) -> None:
         (
             "precisions: [int8]\nrecipes:\n  a: [{name: calibrate, params: {activations: magic}}]",
             2,
-            ["recipe step 'calibrate': ", "activations: 'magic' is unknown; known: minmax, percentile, mse, entropy, best"],
+            [
+                "recipe step 'calibrate': ",
+                "activations: 'magic' is unknown; known: minmax, percentile, mse, entropy, best",
+            ],
         ),
         (
             "precisions: [int8]\nrecipes:\n  a: [{name: calibrate, params: {weights: magic}}]",
