@@ -119,7 +119,7 @@ class _Search:
             return None
         if node.op_type in MATRIX_OPS:
             plain = len(layer.weight_shape) == 2 and (len(node.inputs) < 3 or layer.bias is not None)
-            return rank - 1 if plain else None
+            return rank - 1 if plain and not node.attributes.get_int("transA", 0) else None
         return 1 if node.op_type == "Conv" or node.attributes.get_int("group", 1) == 1 else None
 
 

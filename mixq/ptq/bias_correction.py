@@ -29,7 +29,7 @@ class BiasCorrection:
             for name, matrix in matrices_of(prepared.graph, layers).items():
                 layer = prepared.graph.by_name[name]
                 lost = matrix.rows(prepared.graph.weight(layer.weight) - prepared.rounded(name))
-                change = lost @ means[name][..., None]
+                change = matrix.gain * lost @ means[name][..., None]
                 own = prepared.graph.weight(str(layer.bias))
                 values[name, 2] = (own + change.reshape(own.shape)).astype(np.float32)
         return replace(prepared, values={**prepared.values, **values})

@@ -87,6 +87,22 @@ def test_weights_without_rounding_error_leave_biases_alone() -> None:
     np.testing.assert_array_equal(found.values["only", 2], graph.weight("b"))
 
 
+def test_the_factors_of_a_gemm_count() -> None:
+    """y = α x W + β b."""
+    net = Net(6)
+    weight, bias = net.weight("w", 6, 5), net.weight("b", 5)
+    graph = net.graph(net.op("Gemm", "x", weight, bias, name="only", alpha=0.5, beta=4.0), example={"x": rows(3)})
+    found = Quantizer(graph, Material([{"x": rows(64)}], ort_run, ORT.placement)).prepared(RECIPE)
+    data = affine.fake_quantize(rows(64), affine.asymmetric(*found.ranges["x"]), affine.U8)
+    mean = data.astype(np.float64).mean(0)
+    want = 0.5 * mean @ graph.weight("w") + 4.0 * graph.weight("b")
+    np.testing.assert_allclose(0.5 * mean @ found.rounded("only") + 4.0 * found.values["only", 2], want, atol=1e-5)
+
+
+def rows(count: int) -> Array:
+    return np.abs(np.random.default_rng(0).normal(size=(count, 6))).astype(np.float32)
+
+
 def test_running_it_again_changes_next_to_nothing() -> None:
     """x̂ behind a corrected layer is another; nothing else is."""
     again = BiasCorrection().apply(corrected(), MATERIAL)

@@ -93,7 +93,7 @@ def test_every_range_is_an_observers_and_groups_share_theirs(runtime: str) -> No
 
 
 def test_the_choice_matters_here() -> None:
-    """Else the tests above would show nothing: observers differ, and not all tensors are best served by the same one."""
+    """Else the tests above would show nothing: observers differ, and none serves all tensors best."""
     assert len({prepared(name).ranges["x"] for name in OBSERVERS}) >= 3
     best = prepared("best").ranges
     assert output_error("stem", [best["x"]]) < 0.97 * output_error("stem", [prepared("minmax").ranges["x"]])
