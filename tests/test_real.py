@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 
@@ -10,7 +11,8 @@ from experiments.cifar10_resnet.task import ResNet20
 from experiments.data_folder import data_folder
 from experiments.etinynet.task import EtinyNet
 from experiments.tiny_darknet.task import TinyDarknet
-from mixq.config import LayerScheme, Precision, uniform
+from mixq import measures
+from mixq.config import LayerScheme, Precision, RecipeStep, uniform
 from mixq.errors import InputError
 from mixq.evaluator import Evaluation, Evaluator
 from mixq.runtimes import get_runtime
@@ -37,14 +39,24 @@ CASES = (
 )
 
 
-def uniform_int8(case: Case, runtime: str) -> tuple[Evaluator, Evaluation]:
-    """The evaluator, and what it says of INT8 everywhere; skipped where the data is absent."""
+@cache
+def evaluator_of(case: Case, runtime: str) -> Evaluator:
+    return Evaluator(case.task(), get_runtime(runtime))
+
+
+def evaluator_or_skip(case: Case, runtime: str) -> Evaluator:
+    """Skips where the data is absent."""
     try:
         for name in case.folders:
             data_folder(name)
     except InputError as error:
         pytest.skip(str(error))
-    evaluator = Evaluator(case.task(), get_runtime(runtime))
+    return evaluator_of(case, runtime)
+
+
+def uniform_int8(case: Case, runtime: str) -> tuple[Evaluator, Evaluation]:
+    """The evaluator, and what it says of INT8 everywhere."""
+    evaluator = evaluator_or_skip(case, runtime)
     config = uniform(evaluator.fingerprint, evaluator.graph.layer_names, LayerScheme(precision=Precision.INT8))
     return evaluator, evaluator.evaluate(evaluator.prepare(config))
 
@@ -59,3 +71,37 @@ def test_int8_runs_as_int8_and_loses_little(case: Case, runtime: str) -> None:
     assert {kernel.executed for kernel in evaluation.kernels} == {"int8"}
     assert evaluation.drop < case.most_drop
     assert evaluation.compression > 3
+
+
+RESNET20, TINY_DARKNET, ETINYNET = CASES
+CALIBRATE = RecipeStep(name="calibrate")
+MINMAX = RecipeStep(name="calibrate", params={"activations": "minmax"})
+BEST = RecipeStep(name="calibrate", params={"activations": "best"})
+EQUALIZE, ADAROUND, BIAS = (RecipeStep(name=name) for name in ("equalize", "adaround", "bias_correction"))
+
+
+@cache
+def output_error(case: Case, recipe: tuple[RecipeStep, ...]) -> float:
+    """Relative squared error at the outputs of INT8 everywhere, on the search split; OpenVINO."""
+    evaluator = evaluator_or_skip(case, "openvino")
+    scheme = LayerScheme(precision=Precision.INT8)
+    config = uniform(evaluator.fingerprint, evaluator.graph.layer_names, scheme, recipe=recipe)
+    found = evaluator.outputs(evaluator.prepare(config), evaluator.data.split("search"))
+    return measures.relative_mse(evaluator.reference_outputs("search"), found)
+
+
+@pytest.mark.parametrize(
+    ("case", "recipe", "without", "share"),
+    [
+        (TINY_DARKNET, (CALIBRATE, ADAROUND), (CALIBRATE,), 0.5),
+        (ETINYNET, (CALIBRATE, ADAROUND), (CALIBRATE,), 0.6),
+        (TINY_DARKNET, (CALIBRATE, BIAS), (CALIBRATE,), 0.7),
+        (ETINYNET, (EQUALIZE, MINMAX), (MINMAX,), 0.9),
+        (ETINYNET, (BEST,), (MINMAX,), 0.5),
+    ],
+    ids=["adaround", "adaround", "bias_correction", "equalize", "best"],
+)
+def test_a_step_beats_leaving_it_out(
+    case: Case, recipe: tuple[RecipeStep, ...], without: tuple[RecipeStep, ...], share: float
+) -> None:
+    assert output_error(case, recipe) < share * output_error(case, without)
