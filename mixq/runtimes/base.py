@@ -46,6 +46,10 @@ class Executable(ABC):
         timed: with the time of each, which may take a second, instrumented compilation; without, it may be missing.
         """
 
+    @abstractmethod
+    def conversions(self, inputs: Inputs) -> int:
+        """How many executed nodes turn floats into codes or back, beside the layers' own kernels."""
+
 
 class Runtime(ABC):
     """One inference engine on this machine's CPU."""

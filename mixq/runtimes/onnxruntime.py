@@ -15,7 +15,7 @@ from mixq.errors import InputError
 from mixq.graph.model import Layer
 from mixq.graph.placement import VALUE_PRESERVING, Placement
 from mixq.runtimes.base import Executable, Kernel, Runtime
-from mixq.runtimes.onnxruntime_audit import executed_nodes, kernels
+from mixq.runtimes.onnxruntime_audit import conversion_count, executed_nodes, kernels
 from mixq.task import Inputs, Outputs
 
 REFUSED = {
@@ -139,6 +139,13 @@ class _Session(Executable):
                 _guarded(inputs, lambda: session.run(self._names, _contiguous(inputs)))
             nodes = executed_nodes(Path(options.optimized_model_filepath), Path(session.end_profiling()))
         return kernels(layers, nodes, self._model)
+
+    def conversions(self, inputs: Inputs) -> int:
+        with TemporaryDirectory(prefix="mixq-") as folder:
+            options = _session_options(self._threads, self._entries)
+            options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+            _open(self._model, options)
+            return conversion_count(Path(options.optimized_model_filepath))
 
 
 def _session_options(threads: int, entries: Mapping[str, str]) -> Any:

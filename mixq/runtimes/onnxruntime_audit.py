@@ -62,6 +62,15 @@ def executed_nodes(optimized: Path, profile: Path) -> list[Node]:
     ]
 
 
+def conversion_count(optimized: Path) -> int:
+    """Nodes that quantize or dequantize what is not constant."""
+    graph = onnx.load(str(optimized), load_external_data=False).graph
+    constant = {tensor.name for tensor in graph.initializer}
+    return sum(
+        node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] not in constant for node in graph.node
+    )
+
+
 def kernels(layers: Sequence[Layer], nodes: Sequence[Node], model: bytes) -> list[Kernel]:
     """The kernel of each layer. `model`: the bytes that were compiled."""
     graph = onnx.load_model_from_string(model).graph

@@ -26,7 +26,8 @@ HINT = "INFERENCE_PRECISION_HINT"
 SHAPES_KEPT = 4  # compiled models kept per executable, one a set of input shapes
 EXECUTED = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 # Subgraph is a fusion of elementwise ops, which holds a layer only in attention.
-COMPUTING = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "Subgraph")
+KERNELS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+COMPUTING = (*KERNELS, "Subgraph")
 
 
 class OpenVino(Runtime):
@@ -110,6 +111,10 @@ class _Compiled(Executable):
         outputs = {node.name: node.output[0] for node in onnx.load_model_from_string(self._onnx).graph.node}
         return [_kernel(layer.name, {layer.output, outputs.get(layer.name, layer.output)}, nodes) for layer in layers]
 
+    def conversions(self, inputs: Inputs) -> int:
+        nodes = self._request(inputs).get_compiled_model().get_runtime_model().get_ordered_ops()
+        return sum(_converts(node) for node in nodes)
+
     def _profiled(self, inputs: Inputs) -> Any:
         compiled = self._compile(inputs, {**self._properties, "PERF_COUNT": True})
         request = compiled.create_infer_request()
@@ -139,6 +144,18 @@ def _info(node: Any) -> dict[str, str]:
     info = node.get_rt_info()
     values = {key: str(getattr(info[key], "value", info[key])) for key in info}
     return {**values, "name": str(node.get_friendly_name())}
+
+
+def _converts(node: Any) -> bool:
+    """Whether a node that is no layer reads floats and writes codes, or the other way round; constants do not count."""
+    sources = [_info(port.get_source_output().get_node()) for port in node.inputs()]
+    read = {_is_code(source) for source in sources if source["layerType"] != "Const"}
+    info = _info(node)
+    return info["layerType"] not in KERNELS and (not _is_code(info)) in read
+
+
+def _is_code(info: Mapping[str, str]) -> bool:
+    return EXECUTED.get(info["outputPrecisions"].partition(",")[0]) == "int8"
 
 
 def _kernel(layer: str, outputs: Collection[str], nodes: Sequence[Mapping[str, str]]) -> Kernel:
