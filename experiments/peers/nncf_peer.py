@@ -14,6 +14,7 @@ import openvino
 from mixq.errors import InputError
 from mixq.graph.model import Layer
 from mixq.runtimes import Executable, Kernel
+from mixq.runtimes.openvino import conversion_count
 from mixq.task import Inputs, Outputs
 
 PRESETS = ("performance", "mixed")
@@ -78,6 +79,10 @@ class OpenVinoModel(Executable):
     def audit(self, layers: Sequence[Layer], inputs: Inputs, *, timed: bool = True) -> list[Kernel]:
         """Nothing: the peer is timed, not audited."""
         return []
+
+    def conversions(self, inputs: Inputs) -> int:
+        """Executed nodes that turn floats into codes or back."""
+        return conversion_count(self._request(inputs).get_compiled_model())
 
     def compiled(self, inputs: Inputs, **properties: Any) -> Any:
         """The openvino.CompiledModel for inputs of these shapes."""

@@ -75,10 +75,9 @@ class Contest:
         refused = self.evaluator.runtime.refusal(INT8, layer.op)
         return FP32 if refused else INT8
 
-    def timed(self, candidate: Candidate) -> Callable[[], None]:
-        """One thread, batch 1."""
-        executable = self.evaluator.runtime.compile(candidate.model, 1, candidate.options)
-        return executable.bind(self.evaluator.data.example)
+    def compiled(self, candidate: Candidate) -> Executable:
+        """On one thread."""
+        return self.evaluator.runtime.compile(candidate.model, 1, candidate.options)
 
     def nncf(self, preset: str, threads: int) -> Executable:
         """NNCF's model with this preset."""
@@ -98,28 +97,34 @@ class Contest:
 
 @dataclass(frozen=True)
 class Timing:
-    """A network's latency: the peer and FP32 against mixq; `peer`: which of the peer's models was the fastest."""
+    """A network's latency: the peer and FP32 against mixq; `peer`: which of the peer's models was the fastest.
+
+    conversions: executed nodes that turn floats into codes or back, in the peer's model and in mixq's.
+    """
 
     network: str
     peer: str
     against_peer: PairedLatency
     against_fp32: PairedLatency
+    conversions: tuple[int, int]
 
 
 def time_network(contest: Contest, seconds: float) -> Timing:
     """Every model of the peer against mixq's, and FP32 against mixq's. The peer's fastest counts."""
-    candidate = contest.timed(contest.mixq(TIMED_RECIPE))
+    ours = contest.compiled(contest.mixq(TIMED_RECIPE))
     example = contest.evaluator.data.example
     if contest.evaluator.runtime.name == "openvino":
-        peers = {preset: contest.nncf(preset, 1).bind(example) for preset in nncf_peer.PRESETS}
+        peers = {preset: contest.nncf(preset, 1) for preset in nncf_peer.PRESETS}
     else:
-        peers = {"quantize_static": contest.ort.bind(example)}
+        peers = {"quantize_static": contest.ort}
     progress(f"{contest.name}: timing on {contest.evaluator.runtime.name}")
-    found = {name: measure_pair(peer, candidate, seconds) for name, peer in peers.items()}
+    candidate = ours.bind(example)
+    found = {name: measure_pair(peer.bind(example), candidate, seconds) for name, peer in peers.items()}
     fastest = min(found, key=lambda name: found[name].speedup.median)
-    against_fp32 = measure_pair(contest.timed(contest.evaluator.reference), candidate, seconds)
+    against_fp32 = measure_pair(contest.compiled(contest.evaluator.reference).bind(example), candidate, seconds)
     progress("; ".join(f"{name} ÷ mixq: {interval(pair.speedup)}" for name, pair in found.items()))
-    return Timing(contest.name, fastest, found[fastest], against_fp32)
+    conversions = peers[fastest].conversions(example), ours.conversions(example)
+    return Timing(contest.name, fastest, found[fastest], against_fp32, conversions)
 
 
 @dataclass(frozen=True)
@@ -171,12 +176,23 @@ def latency_table(timings: Sequence[Timing], peer: str) -> str:
             f"{timing.against_peer.reference.median:.3f} ({timing.peer})",
             interval(timing.against_peer.speedup),
             interval(timing.against_fp32.speedup),
+            f"{timing.conversions[1]} ({timing.conversions[0]})",
         ]
         for timing in timings
     ]
     means = [geometric_mean([speedup(timing) for timing in timings]) for speedup in (_over_peer, _over_fp32)]
-    rows.append(["geometric mean", "", "", *map(interval, means)])
-    return markdown(["network", "mixq ms", f"{peer} ms", f"{peer} ÷ mixq [95 %]", "FP32 ÷ mixq [95 %]"], rows)
+    rows.append(["geometric mean", "", "", *map(interval, means), ""])
+    return markdown(
+        [
+            "network",
+            "mixq ms",
+            f"{peer} ms",
+            f"{peer} ÷ mixq [95 %]",
+            "FP32 ÷ mixq [95 %]",
+            f"conversions: mixq ({peer})",
+        ],
+        rows,
+    )
 
 
 def _over_peer(timing: Timing) -> Interval:

@@ -34,14 +34,19 @@ def find_layers(model: ir.Model, example: Inputs) -> tuple[Layer, ...]:
 
 
 def is_layer(node: ir.Node) -> bool:
-    """A Conv, ConvTranspose, Gemm or MatMul whose second input, and it alone, is a constant float weight."""
+    """A Conv, ConvTranspose, Gemm or MatMul whose second input, and it alone, is a constant float weight.
+
+    A MatMul's weight has two axes: with more, neither runtime has an integer kernel that gives the right values.
+    """
     if node.op_type not in LAYER_OPS or node.domain not in ("", "ai.onnx"):
         return False
     first, second = node.inputs[0], node.inputs[1]
     if first is None or second is None or first.is_initializer() or not second.is_initializer():
         return False
     weight = second.const_value
-    return weight is not None and weight.dtype == ir.DataType.FLOAT and len(weight.shape) >= 2
+    if weight is None or weight.dtype != ir.DataType.FLOAT:
+        return False
+    return len(weight.shape) == 2 if node.op_type == "MatMul" else len(weight.shape) >= 2
 
 
 def channel_axis(node: ir.Node) -> int:

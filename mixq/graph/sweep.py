@@ -68,10 +68,19 @@ class Sweep:
         return self._all_from_codes(node) or any(v is not None and v.name in self.reads for v in values)
 
     def _all_from_codes(self, node: ir.Node) -> bool:
-        """Whether every operand is quantized or comes straight out of an INT8 layer, which then can write codes."""
-        return all(
-            value is not None and (value.name in self.reads or _name(value.producer()) in self._int8)
-            for value in operands(node)
+        """Whether every operand is quantized or may well be."""
+        return all(value is not None and self._may_be_codes(value) for value in operands(node))
+
+    def _may_be_codes(self, value: ir.Value) -> bool:
+        """Whether `value` is quantized, or an INT8 layer can write it as codes, or a transparent op hands on such."""
+        node = value.producer()
+        if value.name in self.reads or _name(node) in self._int8:
+            return True
+        return (
+            node is not None
+            and node.op_type in self._placement.transparent
+            and keeps_codes(node)
+            and all(source is not None and self._may_be_codes(source) for source in data_inputs(node))
         )
 
     def groups(self) -> tuple[tuple[str, ...], ...]:
@@ -99,9 +108,9 @@ class Sweep:
         for index, value in enumerate(operands(node)):
             if value is None:
                 continue
-            if self._placement.all_inputs:
+            if self._placement.all_inputs or whole:
                 self._quantize(value, (str(node.name), index))
-            elif whole or value.name in self.reads:
+            elif value.name in self.reads:
                 self._note(value, (str(node.name), index))
         if self._placement.all_inputs:
             self._quantize_output(node)

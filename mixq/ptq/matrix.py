@@ -44,9 +44,7 @@ class LayerMatrix:
             inputs, outputs = len(weight) // self.groups, weight.shape[1]
             parts = np.flip(weight, tuple(range(2, weight.ndim))).reshape(self.groups, inputs, outputs, -1)
             return np.ascontiguousarray(parts.transpose(0, 2, 1, 3)).reshape(self.groups, outputs, -1)
-        return (
-            weight[None] if self.layer.channel_axis == 0 else np.swapaxes(weight.reshape(-1, *weight.shape[-2:]), 1, 2)
-        )
+        return (weight if self.layer.channel_axis == 0 else weight.T)[None]
 
     def weight(self, rows: Array) -> Array:
         """The inverse of `rows`."""
@@ -57,7 +55,7 @@ class LayerMatrix:
             inputs, outputs = shape[0] // self.groups, shape[1]
             parts = rows.reshape(self.groups, outputs, inputs, -1).transpose(0, 2, 1, 3)
             return np.ascontiguousarray(np.flip(parts.reshape(shape), tuple(range(2, len(shape)))))
-        return rows[0] if self.layer.channel_axis == 0 else np.ascontiguousarray(np.swapaxes(rows, 1, 2)).reshape(shape)
+        return rows[0] if self.layer.channel_axis == 0 else np.ascontiguousarray(rows[0].T)
 
     def by_row(self, channels: Array) -> Array:
         """One value a weight channel (of its qparams) as (groups, rows, 1); only groups of a Conv have their own."""
@@ -72,18 +70,10 @@ class LayerMatrix:
             return self._patches(data, pads, strides, dilations, most, rng)
         if self.layer.op == "ConvTranspose":
             return self._patches(self._spread(data), self._reversed_pads(), None, self._ints("dilations"), most, rng)
-        flat = self._vectors(data)
-        return flat[_drawn(len(flat), most, rng)]
-
-    def _vectors(self, data: Array) -> Array:
-        """(samples, groups, columns) of a Gemm or MatMul; a weight of more than two axes has a matrix a group."""
         if self.node.attributes.get_int("transA", 0):
             data = data.T
-        batch = self.layer.weight_shape[:-2]
-        data = np.broadcast_to(data, (*np.broadcast_shapes(data.shape[:-2], batch), *data.shape[-2:]))
-        own = [axis - len(batch) - 2 for axis, size in enumerate(batch) if size > 1]
-        by_group = np.moveaxis(data, own, range(-1 - len(own), -1))
-        return by_group.reshape(-1, self.groups, data.shape[-1])
+        flat = data.reshape(-1, data.shape[-1])
+        return flat[_drawn(len(flat), most, rng)][:, None]
 
     @property
     def _kernel(self) -> tuple[int, ...]:

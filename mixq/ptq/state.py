@@ -79,7 +79,7 @@ class Material:
 
 
 class Step(Protocol):
-    """One step of a recipe: deterministic given the material's seed, and without effect when it is run again."""
+    """One step of a recipe: deterministic given the seed, and with next to no effect when it is run again."""
 
     def apply(self, prepared: Prepared, material: Material) -> Prepared:
         """`prepared` after this step."""

@@ -34,7 +34,7 @@ class OpenVino(Runtime):
     """Its INT8 kernels are picked from the pairs on a layer's inputs; codes travel on through pools and Concat."""
 
     name: ClassVar[str] = "openvino"
-    placement: ClassVar[Placement] = Placement(transparent=VALUE_PRESERVING, integer=frozenset({"Add"}))
+    placement: ClassVar[Placement] = Placement(transparent=VALUE_PRESERVING | {"Pad"}, integer=frozenset({"Add"}))
 
     @cached_property
     def _core(self) -> Any:
@@ -112,8 +112,7 @@ class _Compiled(Executable):
         return [_kernel(layer.name, {layer.output, outputs.get(layer.name, layer.output)}, nodes) for layer in layers]
 
     def conversions(self, inputs: Inputs) -> int:
-        nodes = self._request(inputs).get_compiled_model().get_runtime_model().get_ordered_ops()
-        return sum(_converts(node) for node in nodes)
+        return conversion_count(self._request(inputs).get_compiled_model())
 
     def _profiled(self, inputs: Inputs) -> Any:
         compiled = self._compile(inputs, {**self._properties, "PERF_COUNT": True})
@@ -146,8 +145,13 @@ def _info(node: Any) -> dict[str, str]:
     return {**values, "name": str(node.get_friendly_name())}
 
 
+def conversion_count(compiled: Any) -> int:
+    """Of an openvino.CompiledModel: nodes that are no layer and turn floats into codes, or the other way round."""
+    return sum(_converts(node) for node in compiled.get_runtime_model().get_ordered_ops())
+
+
 def _converts(node: Any) -> bool:
-    """Whether a node that is no layer reads floats and writes codes, or the other way round; constants do not count."""
+    """Whether the node's data is of one kind, what it writes of the other; constants do not count."""
     sources = [_info(port.get_source_output().get_node()) for port in node.inputs()]
     read = {_is_code(source) for source in sources if source["layerType"] != "Const"}
     info = _info(node)

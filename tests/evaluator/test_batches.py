@@ -30,6 +30,9 @@ class Recorded(Executable):
     def audit(self, layers: Sequence[object], inputs: Inputs, *, timed: bool = True) -> list[Kernel]:
         raise AssertionError(ONLY_RUNS)
 
+    def conversions(self, inputs: Inputs) -> int:
+        raise AssertionError("only run() is looked at here")
+
 
 @pytest.mark.parametrize("counts", [[4, 4, 4], [4, 4, 3], [4, 1], [1]])
 def test_short_batches_are_filled_up_and_cut_again(counts: list[int]) -> None:

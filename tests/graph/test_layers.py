@@ -98,3 +98,11 @@ def test_layers_are_rows_of_the_configuration() -> None:
     config = schemes(residual(), "int8", head="fp32")
     assert config.counts() == {"fp32": 1, "int8": 3}
     assert np.sum([layer.bytes for layer in residual().layers]) == 4 * (27 * 8 + 8 + 2 * (72 * 8 + 8) + 45)
+
+
+def test_a_matmul_with_a_matrix_a_head_is_no_layer() -> None:
+    net = Net(3, 9, 6)
+    product = net.op("MatMul", "x", net.weight("heads", 3, 6, 5), name="product")
+    last = net.op("MatMul", product, net.weight("w", 5, 4), name="last")
+    example = {"x": np.ones((2, 3, 9, 6), np.float32)}
+    assert net.graph(last, example=example, ranks=[4]).layer_names == ["last"]

@@ -129,23 +129,6 @@ def test_matmul_of_tokens() -> None:
     check(graph, data(4, 9, 6), 2)
 
 
-@pytest.mark.parametrize("batch", [(1,), (3,), (2, 1), (2, 3)], ids=str)
-def test_matmul_with_a_matrix_for_each_head(batch: tuple[int, ...]) -> None:
-    net = Net(2, 3, 9, 6)
-    output = net.op("MatMul", "x", net.weight("w", *batch, 6, 5))
-    graph, inputs = net.graph(output, example=data(3, 2, 3, 9, 6), ranks=[5]), data(4, 2, 3, 9, 6)
-    matrix, weight = only_matrix(graph), graph.weight("w")
-    assert matrix.groups == np.prod(batch)
-    np.testing.assert_array_equal(matrix.weight(matrix.rows(weight)), weight)
-    columns = matrix.columns(inputs["x"], EVERYTHING, np.random.default_rng(0))
-    (want,) = ort_run(serialize(graph.model))(inputs).values()
-    found = np.einsum("grc,sgc->sgr", matrix.rows(weight), columns)
-    assert found.size == want.size
-    np.testing.assert_allclose(np.sort(found, axis=None), np.sort(want, axis=None), atol=1e-4)
-    scale = np.arange(1, 6, dtype=np.float32)
-    np.testing.assert_allclose(matrix.weight(matrix.rows(weight) * matrix.by_row(scale)), weight * scale, rtol=1e-6)
-
-
 def test_gemm_of_transposed_data() -> None:
     net = Net(6)
     rows = net.op("Gemm", net.op("Transpose", "x", perm=[1, 0], name="t"), net.weight("w", 6, 5), transA=1, name="g")

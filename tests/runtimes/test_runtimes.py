@@ -111,6 +111,19 @@ def test_the_audit_sees_int8_kernels_and_times(runtime: Runtime) -> None:
     assert sum(kernel.time_us or 0 for kernel in kernels) > 0
 
 
+def test_conversions_are_counted(runtime: Runtime) -> None:
+    """INT8 throughout has those of the image and perhaps of the outputs; a float layer in the middle adds its own."""
+    found = [
+        lowered(residual(), config, runtime, images(16, name="image")).executable.conversions(IMAGES)
+        for config in (
+            schemes(residual(), "fp32"),
+            schemes(residual(), "int8"),
+            schemes(residual(), "int8", left="fp32"),
+        )
+    ]
+    assert found[0] == 0 < found[1] <= found[2]
+
+
 def test_a_layer_that_is_not_there_is_unknown(runtime: Runtime) -> None:
     net = Net(3, 8, 8, name="image")
     graph = net.graph(net.conv("image", 4, "elsewhere"), example=images(3, name="image"), ranks=[4])
