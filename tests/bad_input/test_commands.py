@@ -85,7 +85,7 @@ CONFIGS: dict[str, tuple[Callable[[str], str], list[str]]] = {
         lambda text: text.replace('"rest"', '"remainder"'),
         ["remainder: unknown field", "known: format"],
     ),
-    "unknown step": (edited(with_an_unknown_step), ["recipe step 'magic' is unknown", "known: calibrate"]),
+    "unknown step": (edited(with_an_unknown_step), ["recipe step 'magic' is unknown", "known: equalize, calibrate"]),
 }
 
 
