@@ -215,11 +215,6 @@ class Evaluator:
         executable = self.runtime.compile(candidate.model, self.threads, candidate.options)
         return tuple(executable.audit(self.graph.layers, self.data.example))
 
-    def conversions(self, candidate: Candidate) -> int:
-        """Executed nodes that turn floats into codes or back, at batch 1."""
-        executable = self.runtime.compile(candidate.model, self.threads, candidate.options)
-        return executable.conversions(self.data.example)
-
     def silent_layers(self, config: MixedPrecisionConfig, kernels: Sequence[Kernel]) -> list[str]:
         """Layers that did not execute in what was asked (or what this CPU is known to make of it)."""
         return [

@@ -3,7 +3,7 @@
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
@@ -12,10 +12,9 @@ import numpy as np
 import openvino
 
 from mixq.errors import InputError
-from mixq.graph.model import Layer
-from mixq.runtimes import Executable, Kernel
-from mixq.runtimes.openvino import conversion_count
-from mixq.task import Inputs, Outputs
+from mixq.runtimes import Executable
+from mixq.runtimes.openvino import Compiled, latency_properties
+from mixq.task import Inputs
 
 PRESETS = ("performance", "mixed")
 
@@ -53,51 +52,6 @@ def single_rows(batches: Sequence[Inputs]) -> Iterator[Inputs]:
             yield {name: np.ascontiguousarray(value[row : row + 1]) for name, value in batch.items()}
 
 
-class OpenVinoModel(Executable):
-    """An openvino.Model, compiled for static shapes with the properties that mixq's runtime has (f32 for the rest)."""
-
-    def __init__(self, model: Any, threads: int) -> None:
-        """`model` stays as it is."""
-        self._model, self._threads = model, threads
-        self._requests: dict[tuple[int, ...], Any] = {}
-
-    def run(self, inputs: Inputs) -> Outputs:
-        """Outputs by name."""
-        request = self._request(inputs)
-        request.infer({name: np.ascontiguousarray(value) for name, value in inputs.items()}, share_inputs=True)
-        names = [str(output.get_any_name()) for output in self._model.outputs]
-        return {name: request.get_output_tensor(i).data.copy() for i, name in enumerate(names)}
-
-    def bind(self, inputs: Inputs) -> Callable[[], None]:
-        """A call that infers and does nothing else."""
-        request = self._request(inputs)
-        for name, value in inputs.items():
-            request.get_tensor(name).data[:] = value
-        infer = request.infer
-        return lambda: infer(None) and None
-
-    def audit(self, layers: Sequence[Layer], inputs: Inputs, *, timed: bool = True) -> list[Kernel]:
-        """Nothing: the peer is timed, not audited."""
-        return []
-
-    def conversions(self, inputs: Inputs) -> int:
-        """Executed nodes that turn floats into codes or back."""
-        return conversion_count(self._request(inputs).get_compiled_model())
-
-    def compiled(self, inputs: Inputs, **properties: Any) -> Any:
-        """The openvino.CompiledModel for inputs of these shapes."""
-        model = self._model.clone()
-        model.reshape({name: list(value.shape) for name, value in inputs.items()})
-        common = {
-            "INFERENCE_NUM_THREADS": self._threads,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
-        return openvino.Core().compile_model(model, "CPU", {**common, **properties})
-
-    def _request(self, inputs: Inputs) -> Any:
-        shape = tuple(size for value in inputs.values() for size in value.shape)
-        if shape not in self._requests:
-            self._requests[shape] = self.compiled(inputs).create_infer_request()
-        return self._requests[shape]
+def opened(model: Any, threads: int) -> Executable:
+    """NNCF's openvino.Model in mixq's own executable, with the properties of mixq's runtime (f32 for the rest)."""
+    return Compiled(openvino.Core(), model, latency_properties(threads), b"")

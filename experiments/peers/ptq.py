@@ -85,7 +85,7 @@ class Contest:
             progress(f"{self.name}: NNCF quantizes, preset {preset}")
             reference, calibration = self.evaluator.reference.model, self.evaluator.data.calibration
             self._made[preset] = nncf_peer.quantize(self._nncf, reference, calibration, preset)
-        return nncf_peer.OpenVinoModel(self._made[preset], threads)
+        return nncf_peer.opened(self._made[preset], threads)
 
     @cached_property
     def ort(self) -> Executable:

@@ -22,7 +22,7 @@ from mixq.task import Array
 
 SAMPLES = 2**15  # output positions of a layer that are looked at, over all batches
 MEAN_SAMPLES = 2**13  # a mean settles sooner than products do
-MOST_BYTES = 2**28  # of the activations of one batch, or of the moments, that are held at a time
+MOST_BYTES = 2**28  # of the activations of one batch that are held at a time
 
 
 @dataclass
@@ -89,7 +89,5 @@ def matrices_of(graph: Graph, layers: Iterable[Layer]) -> dict[str, LayerMatrix]
 
 
 def _held_bytes(layer: Layer, rows: int) -> int:
-    """Of the layer's inputs in a batch, FP32 and INT8, and of its moments."""
-    groups = layer.input_shape[1] // layer.weight_shape[1] if layer.op == "Conv" else 1
-    columns = math.prod(layer.weight_shape[1:]) if layer.op != "MatMul" else layer.weight_shape[0]
-    return 8 * rows * math.prod(layer.input_shape) + 8 * groups * columns**2
+    """Of the layer's inputs in a batch, FP32 and INT8."""
+    return 8 * rows * math.prod(layer.input_shape)

@@ -74,18 +74,19 @@ class OpenVino(Runtime):
             read = self._core.read_model(model)
         except RuntimeError as error:
             raise InputError(f"OpenVINO cannot read the model: {_first_line(error)}") from error
-        properties = {
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-            HINT: "f32",
-            **(options or {}),
-        }
-        return _Compiled(self._core, read, properties, model)
+        return Compiled(self._core, read, {**latency_properties(threads), **(options or {})}, model)
 
 
-class _Compiled(Executable):
-    """Compiled lazily for each set of input shapes: static shapes are what the fast kernels need."""
+def latency_properties(threads: int) -> dict[str, Any]:
+    """One stream of float32 unless an option says otherwise."""
+    return {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", HINT: "f32"}
+
+
+class Compiled(Executable):
+    """An openvino.Model, compiled lazily for each set of input shapes: static shapes are what the fast kernels need.
+
+    onnx_bytes: what the model was read from; `audit` finds the layers' outputs in it.
+    """
 
     def __init__(self, core: Any, model: Any, properties: Mapping[str, Any], onnx_bytes: bytes) -> None:
         self._core, self._model, self._properties, self._onnx = core, model, properties, onnx_bytes
@@ -112,7 +113,8 @@ class _Compiled(Executable):
         return [_kernel(layer.name, {layer.output, outputs.get(layer.name, layer.output)}, nodes) for layer in layers]
 
     def conversions(self, inputs: Inputs) -> int:
-        return conversion_count(self._request(inputs).get_compiled_model())
+        nodes = self._request(inputs).get_compiled_model().get_runtime_model().get_ordered_ops()
+        return sum(_converts(node) for node in nodes)
 
     def _profiled(self, inputs: Inputs) -> Any:
         compiled = self._compile(inputs, {**self._properties, "PERF_COUNT": True})
@@ -143,11 +145,6 @@ def _info(node: Any) -> dict[str, str]:
     info = node.get_rt_info()
     values = {key: str(getattr(info[key], "value", info[key])) for key in info}
     return {**values, "name": str(node.get_friendly_name())}
-
-
-def conversion_count(compiled: Any) -> int:
-    """Of an openvino.CompiledModel: nodes that are no layer and turn floats into codes, or the other way round."""
-    return sum(_converts(node) for node in compiled.get_runtime_model().get_ordered_ops())
 
 
 def _converts(node: Any) -> bool:

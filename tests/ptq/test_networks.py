@@ -7,14 +7,11 @@ from functools import cache
 import numpy as np
 import pytest
 
-from mixq.config import RecipeStep
 from mixq.graph import Graph
 from mixq.ptq import Material, Prepared, Quantizer, networks
 from mixq.ptq.networks import Walk, float_inputs, int8_inputs
 from mixq.runtimes import NAMES, get_runtime
-from tests.helpers import Net, images, ort_run, residual
-
-CALIBRATE = (RecipeStep(name="calibrate"),)
+from tests.helpers import CALIBRATE, Net, images, ort_run, residual
 
 
 @cache
