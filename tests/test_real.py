@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,30 +13,37 @@ from experiments.data_folder import data_folder
 from experiments.etinynet.task import EtinyNet
 from experiments.tiny_darknet.task import TinyDarknet
 from mixq import measures
-from mixq.config import LayerScheme, Precision, RecipeStep, uniform
+from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep, uniform
 from mixq.errors import InputError
-from mixq.evaluator import Evaluation, Evaluator
+from mixq.evaluator import Evaluator
 from mixq.runtimes import get_runtime
 from mixq.task import Task
+
+Recipe = tuple[RecipeStep, ...]
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
-    """A task, the data folders that it reads, its number of layers and search rows, and the most that it may lose."""
+    """A task, the data folders that it reads, its number of layers and search rows, and what it may lose.
+
+    most_error: of the outputs, relative and squared, by runtime; most_drop: of the metric, two standard errors of which
+    are part of it. ONNX Runtime rounds before LeakyRelu and behind it, OpenVINO behind it alone.
+    """
 
     task: type[Task]
     folders: tuple[str, ...]
     layers: int
     rows: int
+    most_error: Mapping[str, float]
     most_drop: float
 
 
 CASES = (
-    Case(ResNet20, ("cifar10", "cifar10_resnet"), 20, 2000, 0.005),
-    Case(TinyDarknet, ("imagenet", "tiny_darknet"), 16, 650, 0.01),
-    Case(EtinyNet, ("imagenet", "etinynet"), 44, 650, 0.03),
+    Case(ResNet20, ("cifar10", "cifar10_resnet"), 20, 2000, {"openvino": 0.001, "onnxruntime": 0.001}, 0.005),
+    Case(TinyDarknet, ("imagenet", "tiny_darknet"), 16, 650, {"openvino": 0.004, "onnxruntime": 0.009}, 0.02),
+    Case(EtinyNet, ("imagenet", "etinynet"), 44, 650, {"openvino": 0.04, "onnxruntime": 0.055}, 0.03),
 )
 
 
@@ -54,21 +62,29 @@ def evaluator_or_skip(case: Case, runtime: str) -> Evaluator:
     return evaluator_of(case, runtime)
 
 
-def uniform_int8(case: Case, runtime: str) -> tuple[Evaluator, Evaluation]:
-    """The evaluator, and what it says of INT8 everywhere."""
+def int8_everywhere(evaluator: Evaluator, recipe: Recipe = ()) -> MixedPrecisionConfig:
+    scheme = LayerScheme(precision=Precision.INT8)
+    return uniform(evaluator.fingerprint, evaluator.graph.layer_names, scheme, recipe=recipe)
+
+
+@cache
+def output_error(case: Case, runtime: str, recipe: Recipe = ()) -> float:
+    """Relative squared error at the outputs of INT8 everywhere, on the search split."""
     evaluator = evaluator_or_skip(case, runtime)
-    config = uniform(evaluator.fingerprint, evaluator.graph.layer_names, LayerScheme(precision=Precision.INT8))
-    return evaluator, evaluator.evaluate(evaluator.prepare(config))
+    found = evaluator.outputs(evaluator.prepare(int8_everywhere(evaluator, recipe)), evaluator.data.split("search"))
+    return measures.relative_mse(evaluator.reference_outputs("search"), found)
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.task.__name__)
 def test_int8_runs_as_int8_and_loses_little(case: Case, runtime: str) -> None:
-    evaluator, evaluation = uniform_int8(case, runtime)
+    evaluator = evaluator_or_skip(case, runtime)
+    evaluation = evaluator.evaluate(evaluator.prepare(int8_everywhere(evaluator)))
     assert len(evaluator.graph.layers) == case.layers
     assert evaluator.data.split("search").rows == case.rows
     assert evaluation.silent == ()
     assert {kernel.executed for kernel in evaluation.kernels} == {"int8"}
+    assert output_error(case, runtime) < case.most_error[runtime]
     assert evaluation.drop < case.most_drop
     assert evaluation.compression > 3
 
@@ -78,16 +94,6 @@ CALIBRATE = RecipeStep(name="calibrate")
 MINMAX = RecipeStep(name="calibrate", params={"activations": "minmax"})
 BEST = RecipeStep(name="calibrate", params={"activations": "best"})
 EQUALIZE, ADAROUND, BIAS = (RecipeStep(name=name) for name in ("equalize", "adaround", "bias_correction"))
-
-
-@cache
-def output_error(case: Case, recipe: tuple[RecipeStep, ...]) -> float:
-    """Relative squared error at the outputs of INT8 everywhere, on the search split; OpenVINO."""
-    evaluator = evaluator_or_skip(case, "openvino")
-    scheme = LayerScheme(precision=Precision.INT8)
-    config = uniform(evaluator.fingerprint, evaluator.graph.layer_names, scheme, recipe=recipe)
-    found = evaluator.outputs(evaluator.prepare(config), evaluator.data.split("search"))
-    return measures.relative_mse(evaluator.reference_outputs("search"), found)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +107,5 @@ def output_error(case: Case, recipe: tuple[RecipeStep, ...]) -> float:
     ],
     ids=["adaround", "adaround", "bias_correction", "equalize", "best"],
 )
-def test_a_step_beats_leaving_it_out(
-    case: Case, recipe: tuple[RecipeStep, ...], without: tuple[RecipeStep, ...], share: float
-) -> None:
-    assert output_error(case, recipe) < share * output_error(case, without)
+def test_a_step_beats_leaving_it_out(case: Case, recipe: Recipe, without: Recipe, share: float) -> None:
+    assert output_error(case, "openvino", recipe) < share * output_error(case, "openvino", without)

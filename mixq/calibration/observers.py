@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,20 +12,26 @@ from mixq import affine
 from mixq.calibration.histogram import TensorStatistics
 from mixq.task import Array
 
+Function = Callable[[Array], Array]
+
 
 class Observer(ABC):
     """Chooses the range of one tensor."""
 
     @abstractmethod
-    def range(self, statistics: TensorStatistics) -> tuple[float, float]:
-        """(low, high) with low ≤ high; `statistics` has seen at least one batch."""
+    def range(self, statistics: TensorStatistics, read_by: Function | None = None) -> tuple[float, float]:
+        """(low, high) with low ≤ high; `statistics` has seen at least one batch.
+
+        read_by: the elementwise function that is all that reads the tensor, where there is one. An observer that
+        weighs errors weighs them behind it: what LeakyRelu shrinks may be rounded and clipped the more.
+        """
 
 
 @dataclass(frozen=True)
 class MinMax(Observer):
     """Everything seen: no clipping."""
 
-    def range(self, statistics: TensorStatistics) -> tuple[float, float]:
+    def range(self, statistics: TensorStatistics, read_by: Function | None = None) -> tuple[float, float]:
         return statistics.low, statistics.high
 
 
@@ -34,7 +41,7 @@ class Percentile(Observer):
 
     percent: float = 99.99
 
-    def range(self, statistics: TensorStatistics) -> tuple[float, float]:
+    def range(self, statistics: TensorStatistics, read_by: Function | None = None) -> tuple[float, float]:
         share = np.cumsum(statistics.counts) / max(int(statistics.counts.sum()), 1)
         tail = (100 - self.percent) / 200
         edges = np.arange(1, len(share) + 1) * statistics.width - statistics.limit
@@ -52,13 +59,15 @@ class MSE(Observer):
 
     steps: int = 40
 
-    def range(self, statistics: TensorStatistics) -> tuple[float, float]:
+    def range(self, statistics: TensorStatistics, read_by: Function | None = None) -> tuple[float, float]:
         centers, weights = _occupied(statistics)
         low, high = min(statistics.low, 0.0), max(statistics.high, 0.0)
         fractions = np.linspace(1.0, 0.3, self.steps)  # among equals, the widest
+        read = read_by or _itself
+        wanted = read(centers)
         for _ in range(2):
-            high = min((high * f for f in fractions), key=lambda h: _squared_error(centers, weights, low, h))
-            low = min((low * f for f in fractions), key=lambda e: _squared_error(centers, weights, e, high))
+            high = min((high * f for f in fractions), key=lambda h: _error(centers, weights, wanted, low, h, read))
+            low = min((low * f for f in fractions), key=lambda e: _error(centers, weights, wanted, e, high, read))
         return low, high
 
 
@@ -72,7 +81,7 @@ class Entropy(Observer):
 
     steps: int = 64
 
-    def range(self, statistics: TensorStatistics) -> tuple[float, float]:
+    def range(self, statistics: TensorStatistics, read_by: Function | None = None) -> tuple[float, float]:
         centers, weights = _occupied(statistics)
         low, high = min(statistics.low, 0.0), max(statistics.high, 0.0)
         fractions = np.linspace(1.0, 0.25, self.steps)  # among equals, the widest
@@ -87,11 +96,16 @@ def _occupied(statistics: TensorStatistics) -> tuple[Array, Array]:
     return centers, statistics.counts[used].astype(np.float64)
 
 
-def _squared_error(centers: Array, weights: Array, low: float, high: float) -> float:
+def _itself(values: Array) -> Array:
+    return values
+
+
+def _error(centers: Array, weights: Array, wanted: Array, low: float, high: float, read: Function) -> float:
+    """Squared, between `wanted` and what `read` makes of the centers' codes in [low, high]."""
     qparams = affine.asymmetric(low, high)
     scale, zero_point = float(qparams.scale), int(qparams.zero_point)
     back = affine.values(affine.codes(centers, scale, zero_point, affine.U8), scale, zero_point)
-    return float(np.dot(weights, (centers - back) ** 2))
+    return float(np.dot(weights, (wanted - read(back)) ** 2))
 
 
 def _divergence(centers: Array, weights: Array, low: float, high: float) -> float:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mixq import affine
-from mixq.calibration import OBSERVERS, get_observer
+from mixq.calibration import OBSERVERS
 from mixq.errors import InputError
 from mixq.graph.model import Layer
-from mixq.ptq.observer_choice import BEST, best_ranges
+from mixq.ptq.observer_choice import BEST, best_ranges, observed_ranges
 from mixq.ptq.state import Material, Prepared
 from mixq.task import Array
 
@@ -32,12 +32,10 @@ class Calibrate:
 
     def apply(self, prepared: Prepared, material: Material) -> Prepared:
         """Ranges of all tensors that some configuration may quantize, magnitudes of all layers."""
-        statistics = prepared.statistics
         if self.activations == BEST:
             ranges = best_ranges(prepared, material)
         else:
-            observer = get_observer(self.activations)
-            ranges = {name: observer.range(found) for name, found in statistics.tensors.items()}
+            ranges = observed_ranges(prepared, self.activations)
         magnitudes = {layer.name: self._magnitude(prepared, layer) for layer in prepared.graph.layers}
         return replace(prepared, ranges=ranges, magnitudes=magnitudes)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from mixq import affine
 from mixq.calibration import OBSERVERS, get_observer
+from mixq.graph.elementwise import only_readers
 from mixq.graph.plan import make_plan
 from mixq.ptq.moments import in_turn, matrices_of
 from mixq.ptq.networks import float_inputs
@@ -24,8 +25,7 @@ Group = tuple[str, ...]
 
 def best_ranges(prepared: Prepared, material: Material) -> dict[str, Range]:
     """A range for every observed tensor. Tensors that share qparams where all layers are INT8 share the observer."""
-    tensors = prepared.statistics.tensors
-    known = {name: {tensor: get_observer(name).range(found) for tensor, found in tensors.items()} for name in OBSERVERS}
+    known = {name: observed_ranges(prepared, name) for name in OBSERVERS}
     readers = _readers(prepared, material)
     errors = _output_errors(prepared, material, readers, known)
     chosen = dict(known[FALLBACK])
@@ -33,6 +33,13 @@ def best_ranges(prepared: Prepared, material: Material) -> dict[str, Range]:
         best = min(found, key=lambda name: found[name])
         chosen |= {tensor: known[best][tensor] for tensor in group}
     return chosen
+
+
+def observed_ranges(prepared: Prepared, observer: str) -> dict[str, Range]:
+    """The range that one observer gives every observed tensor."""
+    functions = only_readers(prepared.graph.model)
+    tensors = prepared.statistics.tensors
+    return {name: get_observer(observer).range(found, functions.get(name)) for name, found in tensors.items()}
 
 
 def _readers(prepared: Prepared, material: Material) -> dict[str, list[Group]]:

@@ -89,6 +89,22 @@ def test_mse_clips_an_outlier_that_costs_more_than_it_is_worth() -> None:
     assert high < 2
 
 
+def leaky(values: Array) -> Array:
+    return np.where(values < 0, 0.1 * values, values)
+
+
+@pytest.mark.parametrize(("name", "share"), [("normal", 1.001), ("uniform", 1.001), ("heavy", 0.7)])
+def test_mse_weighs_errors_behind_the_function_that_reads_the_tensor(name: str, share: float) -> None:
+    values = DATA[name]
+    found = statistics(values.astype(np.float32))
+
+    def error_behind(low: float, high: float) -> float:
+        back = affine.fake_quantize(values, affine.asymmetric(low, high), affine.U8)
+        return float(np.mean((leaky(values) - leaky(back)) ** 2))
+
+    assert error_behind(*MSE().range(found, leaky)) < share * error_behind(*MSE().range(found))
+
+
 def test_entropy_keeps_a_uniform_distribution_whole() -> None:
     low, high = Entropy().range(statistics(DATA["uniform"].astype(np.float32)))
     assert (high - low) > 0.95 * 4
