@@ -11,7 +11,7 @@ from pathlib import Path
 from mixq import atomic, report
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision
 from mixq.errors import InputError
-from mixq.evaluator import Evaluation
+from mixq.evaluation import Evaluation
 from mixq.exporter import export as export_candidate
 from mixq.job import sensitivity_frame
 from mixq.launch import Names, analyze_with_bar, open_evaluator, open_job, run_job, task_name

@@ -4,79 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 
-import numpy as np
-
 from mixq import machine, measures
+from mixq.batches import filled, run_batch, run_batches
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, uniform
 from mixq.corruptions import Corruption
-from mixq.dataset import Split, TaskData, row_count
+from mixq.dataset import Split, TaskData
 from mixq.errors import InputError
+from mixq.evaluation import Candidate, Evaluation, Glimpse, Judge
 from mixq.graph import Graph, capture, serialize
 from mixq.graph.lower import lower
 from mixq.graph.plan import make_plan
-from mixq.latency import Interval, measure_pair
+from mixq.latency import measure_pair
 from mixq.ptq import Material, Quantizer, parameters
+from mixq.race import consult, raced_outputs, seen_drop
 from mixq.runtimes import Executable, Kernel, Runtime
 from mixq.task import Array, Inputs, Outputs, Task
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A lowered configuration: the very bytes that are measured and exported, and how the runtime opens them."""
-
-    config: MixedPrecisionConfig
-    model: bytes
-    options: Mapping[str, str]
-    train_s: float = 0.0
-    losses: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Every number measured for one configuration on one runtime and machine.
-
-    `drop` is the FP32 model's primary metric less this one's, in the metric's units. Latencies in milliseconds (batch
-    1), `speedup` the median of paired ratios FP32 ÷ this; `size_bytes` that of the ONNX file. kl, agreement and ece
-    are None where the outputs are not class scores.
-    """
-
-    config_id: str
-    runtime: str
-    threads: int
-    metric: float
-    drop: float
-    metrics: Mapping[str, float]
-    latency_ms: Interval
-    reference_ms: float
-    speedup: Interval
-    size_bytes: int
-    compression: float
-    output_mse: float
-    kl: float | None
-    agreement: float | None
-    ece: float | None
-    kernels: tuple[Kernel, ...] = ()
-    silent: tuple[str, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-    def row(self) -> dict[str, float | int | str | None]:
-        """Flat, for tables and logs: nested values as name_part."""
-        flat: dict[str, float | int | str | None] = {}
-        for name, value in asdict(self).items():
-            if name in ("kernels", "metrics"):
-                continue
-            if name == "silent":
-                flat["silent_layers"] = len(value)
-            elif isinstance(value, Mapping):
-                flat |= {f"{name}_{part}": number for part, number in value.items()}
-            else:
-                flat[name] = value
-        return flat
 
 
 class Evaluator:
@@ -156,24 +103,41 @@ class Evaluator:
         if reason:
             raise InputError(f"{self.runtime.name} cannot run rest: {config.rest}: {reason}")
 
-    def evaluate(self, candidate: Candidate) -> Evaluation:
-        """Metric on the search split, latency beside FP32, kernel audit: all of the candidate's own bytes.
+    def evaluate(self, candidate: Candidate, judge: Judge | None = None) -> Evaluation:
+        """Latency beside FP32, kernel audit, metric on the search split: all of the candidate's own bytes.
 
-        The audit comes from the model that was timed, without the kernels' own times: `profile` has those.
+        The audit comes from the model that was timed, without the kernels' own times: `profile` has those. `judge`
+        is asked once the speed is known, and at a few points on the way through the search split. Raises DroppedError
+        where it gives a reason to go no further.
         """
         start = time.perf_counter()
         split = self.data.split("search")
         with ThreadPoolExecutor(1) as pool:  # one thread compiles for one row while the other does for a batch
             ready = pool.submit(self._ready_for_latency, candidate)
-            outputs = self.outputs(candidate, split)
+            run = self._ready_for_rows(candidate, split)
             executable, call = ready.result()
+        seconds = {"train": candidate.train_s, "compile": time.perf_counter() - start}
         measured = time.perf_counter()
         latency = measure_pair(self._reference_call, call, self.latency_budget_s)
         kernels = executable.audit(self.graph.layers, self.data.example, timed=False)
+        seconds["latency"] = time.perf_counter() - measured
+        size, compression = len(candidate.model), len(self.reference.model) / len(candidate.model)
+        glimpse = Glimpse(latency.candidate, latency.speedup, size, compression, seconds=seconds)
+        consult(judge, glimpse)
         reference = self.reference_outputs("search")
+        measured = time.perf_counter()
+
+        def look(numbers: Sequence[int], outputs: Outputs) -> None:
+            spent = {**seconds, "metric": time.perf_counter() - measured}
+            seen = seen_drop(replace(glimpse, seconds=spent), self._primary_metric, split, reference, numbers, outputs)
+            consult(judge, seen)
+
+        samples_whole = self.data.batch_rows % self.task.rows_per_sample == 0
+        outputs = raced_outputs(run, split, look if judge is not None and samples_whole else None)
         scores = measures.class_measures(reference, outputs, split.targets)
         metrics = self.data.metrics(outputs, split)
         primary = self.task.primary
+        seconds["metric"] = time.perf_counter() - measured
         return Evaluation(
             config_id=candidate.config.id,
             runtime=self.runtime.name,
@@ -184,19 +148,15 @@ class Evaluator:
             latency_ms=latency.candidate,
             reference_ms=latency.reference.median,
             speedup=latency.speedup,
-            size_bytes=len(candidate.model),
-            compression=len(self.reference.model) / len(candidate.model),
+            size_bytes=size,
+            compression=compression,
             output_mse=measures.relative_mse(reference, outputs),
             kl=scores.kl if scores else None,
             agreement=scores.agreement if scores else None,
             ece=scores.ece if scores else None,
             kernels=tuple(kernels),
             silent=tuple(self.silent_layers(candidate.config, kernels)),
-            seconds={
-                "train": candidate.train_s,
-                "metric": measured - start,
-                "latency": time.perf_counter() - measured,
-            },
+            seconds=seconds,
         )
 
     def outputs(self, candidate: Candidate, split: Split, corrupt: Corruption | None = None) -> Outputs:
@@ -209,6 +169,15 @@ class Evaluator:
         """Compiled for batch 1 and `threads` threads, and the call to be timed."""
         executable = self.runtime.compile(candidate.model, self.threads, candidate.options)
         return executable, executable.bind(self.data.example)
+
+    def _ready_for_rows(self, candidate: Candidate, split: Split) -> Callable[[Inputs], Outputs]:
+        """Compiled for batches and all cores."""
+        executable = self.runtime.compile(candidate.model, machine.cores(), candidate.options)
+        executable.bind(filled(split.batches[0], self.data.batch_rows))
+        return lambda batch: run_batch(executable, batch, self.data.batch_rows)
+
+    def _primary_metric(self, outputs: Outputs, targets: Array) -> float:
+        return float(self.task.metrics(outputs, targets)[self.task.primary])
 
     def profile(self, candidate: Candidate) -> tuple[Kernel, ...]:
         """The kernel audit with each kernel's time, at batch 1 and `threads` threads."""
@@ -231,11 +200,7 @@ class Evaluator:
         before = self.data.metrics(reference, split)[primary]
         after = self.data.metrics(outputs, split)[primary]
         interval = measures.drop_interval(
-            lambda found, targets: float(self.task.metrics(found, targets)[primary]),
-            reference,
-            outputs,
-            split.targets,
-            self.task.rows_per_sample,
+            self._primary_metric, reference, outputs, split.targets, self.task.rows_per_sample
         )
         return {"metric": after, "drop": before - after, "drop_interval": list(interval), "rows": split.rows}
 
@@ -267,14 +232,3 @@ def fingerprint(graph: Graph, data: TaskData) -> str:
     """16 digits for weights, topology, calibration data and metric name."""
     parts = (graph.fingerprint, data.calibration_fingerprint(), data.task.primary)
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
-
-
-def run_batches(executable: Executable, batches: Iterable[Inputs], rows: int) -> Outputs:
-    """Outputs of all batches, concatenated; short batches are filled up by repetition to `rows` and cut again."""
-    found: dict[str, list[Array]] = {}
-    for batch in batches:
-        count = row_count(batch)
-        full = batch if count == rows else {name: np.resize(v, (rows, *v.shape[1:])) for name, v in batch.items()}
-        for name, value in executable.run(full).items():
-            found.setdefault(name, []).append(value[:count])
-    return {name: np.concatenate(parts) for name, parts in found.items()}

@@ -12,7 +12,8 @@ from mixq.certificate import CERTIFICATE, CONFIG, MODEL, PROBE, Certificate, Fil
 from mixq.certificate import fields as json_fields
 from mixq.certificate import marks as input_marks
 from mixq.errors import InputError
-from mixq.evaluator import Candidate, Evaluation, Evaluator
+from mixq.evaluation import Candidate, Evaluation
+from mixq.evaluator import Evaluator
 from mixq.probe import Probe, record
 
 PROBE_ROWS = 4

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mixq import machine
+from mixq.batches import run_batches
 from mixq.dataset import Split, rebatched
-from mixq.evaluator import Candidate, Evaluator, run_batches
+from mixq.evaluation import Candidate
+from mixq.evaluator import Evaluator
 from mixq.graph import serialize
 from mixq.graph.cut import Cut, find_cuts, tail
 from mixq.graph.layers import row_shapes

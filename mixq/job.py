@@ -14,19 +14,21 @@ from mixq import atomic, machine, report
 from mixq.certificate import CERTIFICATE, MODEL, Certificate, FileMark
 from mixq.config import Precision
 from mixq.errors import InputError
-from mixq.evaluator import Candidate, Evaluation, Evaluator
+from mixq.evaluation import Candidate, Evaluation
+from mixq.evaluator import Evaluator
 from mixq.exporter import export
 from mixq.searcher.choices import Choices
-from mixq.searcher.run import EQUAL, Budget, best_of, cautious_value
+from mixq.searcher.objective import EQUAL, best_of, cautious_value
+from mixq.searcher.run import Budget
 from mixq.searcher.space import SearchSpace
-from mixq.searcher.study import Study, load_holdout, pruned_count, store_holdout
+from mixq.searcher.study import Study, load_holdout, store_holdout
 from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity
 from mixq.tracking import Tracker
 
 Seconds = dict[str, float]
 
-HOLDOUT_SHARE = 0.1  # of a search's time at most for looking at the holdout split before the end
+HOLDOUT_SHARE = 0.05  # of a search's time at most for looking at the holdout split before the end
 
 
 @dataclass
@@ -194,17 +196,14 @@ class SearchJob:
         }
 
     def _counts(self, trials: list[Trial]) -> dict[str, int]:
-        complete = sum(trial.state == "complete" for trial in trials)
-        return {"complete": complete, "pruned": pruned_count(self.study), "failed": len(trials) - complete}
+        return {state: sum(trial.state == state for trial in trials) for state in ("complete", "pruned", "failed")}
 
     def _seconds(self, trials: list[Trial]) -> Seconds:
         """Where the wall time went, by phase; the trials' parts are summed over the study."""
         parts: Seconds = dict(self.seconds)
         for trial in trials:
-            known = dict(trial.evaluation.seconds) if trial.evaluation else {}
-            for name, value in known.items():
+            for name, value in trial.phases.items():
                 parts[name] = parts.get(name, 0.0) + value
-            parts["prepare"] = parts.get("prepare", 0.0) + max(0.0, trial.seconds - sum(known.values()))
         return {name: round(value, 3) for name, value in parts.items()}
 
     def _export(self, candidate: Candidate, evaluation: Evaluation) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from mixq import atomic, machine
 from mixq.config import LayerScheme, Precision
 from mixq.errors import InputError
-from mixq.evaluator import Candidate, Evaluator
+from mixq.evaluation import Candidate
+from mixq.evaluator import Evaluator
 from mixq.job import SearchJob
 from mixq.progress import Progress
 from mixq.runtimes import get_runtime

@@ -100,12 +100,21 @@ def expected_calibration_error(scores: Array, targets: Array) -> float:
 
 
 def drop_interval(
-    metric: MetricOf, reference: Outputs, outputs: Outputs, targets: Array, rows_per_sample: int = 1, seed: int = 0
+    metric: MetricOf,
+    reference: Outputs,
+    outputs: Outputs,
+    targets: Array,
+    rows_per_sample: int = 1,
+    seed: int = 0,
+    *,
+    confidence: float = 0.95,
+    most_s: float = SLOW_SECONDS,
 ) -> tuple[float, float]:
-    """95 % interval of metric(reference) − metric(outputs) by the paired bootstrap (Efron & Tibshirani 1993, ch. 13).
+    """Interval of metric(reference) − metric(outputs) by the paired bootstrap (Efron & Tibshirani 1993, ch. 13).
 
     Samples of `rows_per_sample` rows are drawn with replacement, the same ones for both. A metric that is the mean of
-    its values for single samples is recognized as such, and resampled from those. NaN where no sample has the metric.
+    its values for single samples is recognized as such, and resampled from those; any other is computed anew on as
+    many resamples as `most_s` seconds allow, and FEWEST_RESAMPLES at least. NaN where no sample has the metric.
     """
     rng = np.random.default_rng(seed)
     count = len(targets) // rows_per_sample
@@ -116,8 +125,8 @@ def drop_interval(
             differences = singles[0] - singles[1]
             drops = [float(differences[rng.integers(0, count, count)].mean()) for _ in range(RESAMPLES)]
         else:
-            drops = _resampled_drops(metric, reference, outputs, targets, rows_per_sample, rng)
-    low, high = np.quantile(drops, [0.025, 0.975]) if drops else (math.nan, math.nan)
+            drops = _resampled_drops(metric, reference, outputs, targets, rows_per_sample, rng, most_s)
+    low, high = np.quantile(drops, [(1 - confidence) / 2, (1 + confidence) / 2]) if drops else (math.nan, math.nan)
     return float(low), float(high)
 
 
@@ -143,20 +152,32 @@ def _defined(metric: MetricOf, outputs: Outputs, targets: Array) -> float | None
 
 
 def _resampled_drops(
-    metric: MetricOf, reference: Outputs, outputs: Outputs, targets: Array, rows: int, rng: np.random.Generator
+    metric: MetricOf,
+    reference: Outputs,
+    outputs: Outputs,
+    targets: Array,
+    rows: int,
+    rng: np.random.Generator,
+    most_s: float,
 ) -> list[float]:
     """Drops on resampled rows; samples for which the metric is undefined are left out."""
     drops: list[float] = []
-    end = time.monotonic() + SLOW_SECONDS
+    end = time.monotonic() + most_s
     for done in range(RESAMPLES):
         if done >= FEWEST_RESAMPLES and time.monotonic() >= end:
             break
         samples = rng.integers(0, len(targets) // rows, len(targets) // rows)
         index = (samples[:, None] * rows + np.arange(rows)).reshape(-1)
-        before, after = (_defined(metric, _rows(found, index), targets[index]) for found in (reference, outputs))
-        if before is not None and after is not None:
-            drops.append(before - after)
+        drop = drop_of(metric, _rows(reference, index), _rows(outputs, index), targets[index])
+        if drop is not None:
+            drops.append(drop)
     return drops
+
+
+def drop_of(metric: MetricOf, reference: Outputs, outputs: Outputs, targets: Array) -> float | None:
+    """metric(reference) − metric(outputs); None where the metric is undefined on these rows."""
+    before, after = (_defined(metric, found, targets) for found in (reference, outputs))
+    return None if before is None or after is None else before - after
 
 
 def _rows(outputs: Mapping[str, Array], index: slice | Array) -> dict[str, Array]:

@@ -14,9 +14,10 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from mixq import machine, measures
+from mixq.batches import run_batches
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep, Stage
 from mixq.dataset import Split, TaskData, row_count
-from mixq.evaluator import Evaluator, run_batches
+from mixq.evaluator import Evaluator
 from mixq.front import Front
 from mixq.graph import serialize
 from mixq.graph.lower import lower

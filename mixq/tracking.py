@@ -39,6 +39,7 @@ PARENT = "mlflow.parentRunId"  # MLflow's own tag, which nests children in its p
 MODEL_ID, MODEL_HASH = "mixq.best_model_id", "mixq.best_sha256"
 LONGEST_NAME, LONGEST_VALUE, RUNS_A_PAGE = 250, 5000, 1000
 SQLITE = "sqlite:///"
+STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}  # what MLflow calls the end of a run
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ class Tracker:
             self._client.log_artifacts(run_id, folder)
         params = [Param(allowed_name(name), value[:LONGEST_VALUE]) for name, value in trial_params(trial).items()]
         self._client.log_batch(run_id, metrics=_metrics(trial_metrics(trial)), params=params)
-        self._client.set_terminated(run_id, "FINISHED" if trial.state == "complete" else "FAILED")
+        self._client.set_terminated(run_id, STATUS[trial.state])
         self._logged.add(key)
         del self._unfinished[key]
 

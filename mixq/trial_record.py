@@ -22,12 +22,17 @@ def trial_params(trial: Trial) -> dict[str, str]:
 
 
 def trial_metrics(trial: Trial) -> dict[str, float]:
-    """Every number of the trial's evaluation, and how far it is beyond each constraint (violation/NAME, ≤ 0: met)."""
+    """Every number of the trial's evaluation, or of what was seen of a pruned one.
+
+    violation/NAME: how far it is beyond each constraint, ≤ 0 where that is met.
+    """
     found: dict[str, object] = {"seconds_trial": trial.seconds, "elapsed_s": trial.elapsed_s}
     found["feasible"] = float(trial.feasible)
     if trial.evaluation is not None:
         found |= {name: value for name, value in trial.evaluation.row().items() if name != "threads"}
         found |= {f"metrics/{name}": value for name, value in trial.evaluation.metrics.items()}
+    if trial.glimpse is not None:
+        found |= trial.glimpse.row()
     found |= {f"violation/{name}": value for name, value in trial.violations}
     return {name: float(value) for name, value in found.items() if isinstance(value, numbers.Real)}
 

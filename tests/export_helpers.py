@@ -10,7 +10,7 @@ from typing import Any
 
 from mixq.certificate import CERTIFICATE, FileMark
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision
-from mixq.evaluator import Candidate, Evaluation
+from mixq.evaluation import Candidate, Evaluation
 from mixq.exporter import export
 from tests.tiny import evaluator
 

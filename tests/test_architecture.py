@@ -24,6 +24,7 @@ LEVELS = (
     ("qat",),
     ("runtimes",),
     ("latency",),
+    ("evaluation", "batches", "race"),
     ("evaluator",),
     ("front", "shadow", "sensitivity", "devices"),
     ("searcher",),

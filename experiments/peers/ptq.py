@@ -23,9 +23,11 @@ from experiments.peers import networks, nncf_peer, ort_peer
 from experiments.peers.tables import interval, machine_line, markdown, points
 from experiments.tiny_darknet.task import TinyDarknet
 from mixq import machine, measures
+from mixq.batches import run_batches
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep
 from mixq.errors import InputError
-from mixq.evaluator import Candidate, Evaluator, run_batches
+from mixq.evaluation import Candidate
+from mixq.evaluator import Evaluator
 from mixq.graph import Layer
 from mixq.latency import Interval, PairedLatency, measure_pair
 from mixq.runtimes import NAMES, Executable, get_runtime

@@ -128,7 +128,7 @@ def _robustness(summary: Summary) -> Markup:
 def _trials(trials: Sequence[Trial], best: Trial | None) -> Markup:
     frame = trials_frame(trials)
     schemes = [name for name in frame.columns[5:] if name in {s for t in trials for s in t.config.counts()}]
-    measured = ("drop", "speed-up", "interval", "ms", "size", "KL", "agreement", "silent", "seconds")
+    measured = ("speed-up", "interval", "ms", "size", "drop", "KL", "agreement", "silent", "seconds")
     head = ("trial", "origin", "meets", *schemes, "rest", *measured, "recipe")
     chosen = best.number if best else None
     lines = [_trial_row(row, schemes, row["number"] == chosen) for row in frame.to_dict("records")]
@@ -136,20 +136,26 @@ def _trials(trials: Sequence[Trial], best: Trial | None) -> Markup:
 
 
 def _trial_row(row: Mapping[Any, Any], schemes: Sequence[str], chosen: bool) -> Markup:
-    meets = "failed" if row["state"] == "failed" else "yes" if row["feasible"] else "no"
+    complete = row["state"] == "complete"
+    meets = ("yes" if row["feasible"] else "no") if complete else row["state"]
     cells = [el("td", value) for value in (row["number"], row["origin"], meets)]
     cells += [el("td", row[scheme] or "", class_="n") for scheme in schemes]
     cells.append(el("td", row["rest"]))
-    if row["state"] == "failed":
-        cells.append(el("td", row["reason"], class_="reason", colspan="8"))
+    if row["state"] != "failed":
+        cells += _speed_cells(row)
+    if complete:
+        cells += [el("td", number(row[name], 3), class_="n") for name in ("drop", "kl", "agreement")]
+        cells.append(el("td", number(int(row["silent_layers"])), class_="n"))
     else:
-        interval = f"{row['speedup_low']:.2f}–{row['speedup_high']:.2f}"
-        values = [number(row["drop"], 3), f"{row['speedup_median']:.2f}×", interval]
-        values += [number(row["latency_ms_median"], 3), size_text(row["size_bytes"])]
-        values += [number(row["kl"], 3), number(row["agreement"], 3), number(int(row["silent_layers"]))]
-        cells += [el("td", value, class_="n") for value in values]
+        cells.append(el("td", row["reason"], class_="reason", colspan="8" if row["state"] == "failed" else "4"))
     cells += [el("td", number(row["seconds"], 3), class_="n"), el("td", row["recipe"], class_="quiet")]
     return el("tr", *cells, class_="chosen") if chosen else el("tr", *cells)
+
+
+def _speed_cells(row: Mapping[Any, Any]) -> list[Markup]:
+    values = [f"{row['speedup_median']:.2f}×", f"{row['speedup_low']:.2f}–{row['speedup_high']:.2f}"]
+    values += [number(row["latency_ms_median"], 3), size_text(row["size_bytes"])]
+    return [el("td", value, class_="n") for value in values]
 
 
 def _wall_time(summary: Summary, trials: Sequence[Trial]) -> Markup:
@@ -172,8 +178,7 @@ def _wall_time(summary: Summary, trials: Sequence[Trial]) -> Markup:
 def _seconds(trials: Sequence[Trial]) -> dict[str, float]:
     parts: dict[str, float] = {}
     for trial in trials:
-        known = dict(trial.evaluation.seconds) if trial.evaluation else {}
-        for name, value in {**known, "prepare": max(0.0, trial.seconds - sum(known.values()))}.items():
+        for name, value in trial.phases.items():
             parts[name] = parts.get(name, 0.0) + value
     return parts
 

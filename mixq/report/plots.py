@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mixq import atomic
-from mixq.evaluator import Evaluation
+from mixq.evaluation import Evaluation
 from mixq.report.markup import size_unit
 from mixq.report.tables import front_mask, is_fp32
 from mixq.searcher.trial import Trial

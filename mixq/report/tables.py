@@ -17,7 +17,8 @@ LAYER_COLUMNS = ("layer", "asked", "executed", "kernel", "time_us", "sqnr_db", "
 
 
 def trials_frame(trials: Sequence[Trial]) -> pd.DataFrame:
-    """One row a trial: what it was (layers by scheme), every number of its evaluation, why it failed.
+    """One row a trial: what it was (layers by scheme), every number of its evaluation, why it failed or was
+    let go.
 
     Columns are named as in `Evaluation.row()`; a metric of the task is `metrics_NAME`. What a trial does not have is
     missing (NaN).
@@ -111,6 +112,8 @@ def _row(trial: Trial, schemes: Sequence[str]) -> dict[str, object]:
     if trial.evaluation is not None:
         row |= trial.evaluation.row()
         row |= {f"metrics_{name}": value for name, value in trial.evaluation.metrics.items()}
+    if trial.glimpse is not None:
+        row |= trial.glimpse.row()
     return row | {
         "config_id": trial.config.id,
         "seconds": trial.seconds,

@@ -10,26 +10,29 @@ import optuna
 from optuna.trial import TrialState
 
 from mixq.errors import MixqError
-from mixq.evaluator import Candidate, Evaluation, Evaluator
+from mixq.evaluation import Candidate, DroppedError, Evaluation, Glimpse
+from mixq.evaluator import Evaluator
 from mixq.searcher.choices import Choices, Params
+from mixq.searcher.judge import judge_for
+from mixq.searcher.objective import objective_value, violations
 from mixq.searcher.samplers import distributions
-from mixq.searcher.space import Constraints, Objective, SearchSpace
+from mixq.searcher.space import SearchSpace
 from mixq.searcher.stop import Stop
 from mixq.searcher.study import (
     ELAPSED,
     ORIGIN,
     REASON,
     SECONDS,
+    VALUES,
     seen_configs,
-    store_evaluation,
+    store_found,
     store_trial,
     trial_of,
+    trials_of,
 )
 from mixq.searcher.trial import Trial
 
 WARM = "mixq:warm"
-TOLERANCE = 1e-9  # 0.72 − 0.715 is not quite 0.005
-EQUAL = {"latency": 0.03, "size": 0.0}  # relative difference below which accuracy decides; a size is exact
 REPEATS = 5  # proposals in a row that were all evaluated before: the space is used up
 
 OnTrial = Callable[[Trial, Candidate | None], None]
@@ -86,7 +89,7 @@ def run(
     progress: Callable[[str], None] | None = None,
 ) -> None:
     """Evaluate configurations until the budget is spent, a stop is requested, or the space is used up."""
-    repeats = 0
+    repeats, trials = 0, trials_of(study)
     while not stop.requested and not budget.timed_out and repeats < REPEATS:
         seen = seen_configs(study)
         if len(seen) >= budget.trials:
@@ -98,65 +101,36 @@ def run(
             repeats += 1
             continue
         repeats = 0
-        store_trial(asked, config, asked.user_attrs.get(ORIGIN, space.sampler))
-        start, found = time.perf_counter(), None
+        origin = asked.user_attrs.get(ORIGIN, space.sampler)
+        store_trial(asked, config, origin)
+        start, candidate = time.perf_counter(), None
         try:
             candidate = evaluator.prepare(config, progress)
-            found = candidate, evaluator.evaluate(candidate)
+            found: Evaluation | Glimpse | None = evaluator.evaluate(candidate, judge_for(origin, space, trials))
+        except DroppedError as dropped:
+            asked.set_user_attr(REASON, dropped.reason)
+            found = dropped.glimpse
         except (MixqError, RuntimeError, MemoryError) as error:  # the next configuration may not have this trouble
             asked.set_user_attr(REASON, f"{type(error).__name__}: {error}")
+            found = None
         asked.set_user_attr(SECONDS, time.perf_counter() - start)
         asked.set_user_attr(ELAPSED, budget.elapsed_s)
-        _tell(study, asked, found[1] if found else None, space)
-        on_trial(trial_of(study.get_trials(deepcopy=False)[asked.number]), found[0] if found else None)
+        _tell(study, asked, found, space)
+        trials.append(trial_of(study.get_trials(deepcopy=False)[asked.number]))
+        on_trial(trials[-1], candidate if isinstance(found, Evaluation) else None)
 
 
-def _tell(study: optuna.Study, asked: optuna.Trial, evaluation: Evaluation | None, space: SearchSpace) -> None:
-    if evaluation is None:
+def _tell(study: optuna.Study, asked: optuna.Trial, found: Evaluation | Glimpse | None, space: SearchSpace) -> None:
+    if found is None:
         study.tell(asked, state=TrialState.FAIL)
         return
-    store_evaluation(asked, evaluation)
+    store_found(asked, found)
     # Constraints come last: a retried trial inherits old ones, and a second set is ignored.
-    for name, value in violations(evaluation, space.constraints).items():
+    for name, value in violations(found, space.constraints).items():
         asked.set_constraint(name, value)
-    study.tell(asked, [objective_value(evaluation, objective) for objective in space.objectives])
-
-
-def violations(evaluation: Evaluation, constraints: Constraints) -> dict[str, float]:
-    """How far each stated limit is exceeded; ≤ 0 where it is met."""
-    found = {}
-    if constraints.max_drop is not None:
-        found["drop"] = evaluation.drop - constraints.max_drop - TOLERANCE
-    if constraints.max_latency_ms is not None:
-        found["latency_ms"] = evaluation.latency_ms.median - constraints.max_latency_ms
-    if constraints.max_size_mb is not None:
-        found["size_mb"] = evaluation.size_bytes / 1e6 - constraints.max_size_mb
-    return found
-
-
-def objective_value(evaluation: Evaluation, objective: Objective) -> float:
-    """Relative to FP32 on this machine, so that its drift over hours cancels; smaller is better."""
-    return 1 / evaluation.compression if objective == "size" else 1 / evaluation.speedup.median
-
-
-def best_of(trials: Sequence[Trial], objective: Objective) -> Trial | None:
-    """The feasible trial that is surely best in the first objective; None where none is feasible.
-
-    Compared is the bad end of each interval, so that a timing in a noisy moment cannot win. Among those within EQUAL of
-    the very best, the one closest to FP32: what is closer holds better on data that the search has not seen.
-    """
-    feasible = [(trial, trial.evaluation) for trial in trials if trial.feasible and trial.evaluation]
-    if not feasible:
-        return None
-    limit = (1 + EQUAL[objective]) * min(cautious_value(found, objective) for _, found in feasible)
-    equals = [pair for pair in feasible if cautious_value(pair[1], objective) <= limit]
-    return min(equals, key=lambda pair: _distance(pair[1]))[0]
-
-
-def cautious_value(evaluation: Evaluation, objective: Objective) -> float:
-    """`objective_value` at the bad end of its 95 % interval; a size has none."""
-    return objective_value(evaluation, objective) if objective == "size" else 1 / evaluation.speedup.low
-
-
-def _distance(evaluation: Evaluation) -> float:
-    return evaluation.output_mse if evaluation.kl is None else evaluation.kl
+    values = [objective_value(found, objective) for objective in space.objectives]
+    if isinstance(found, Evaluation):
+        study.tell(asked, values)
+    else:
+        asked.set_user_attr(VALUES, values)  # Optuna keeps none of a pruned trial
+        study.tell(asked, state=TrialState.PRUNED)

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mixq.searcher.choices import Choices, Params
 from mixq.searcher.guided import Guide, Move
-from mixq.searcher.study import seen_configs
+from mixq.searcher.study import VALUES, seen_configs
 
 TRIES = 20
 TRIES_OF = {"gp": 2}  # it takes seconds to propose, and asked again proposes the same mostly
@@ -136,19 +136,29 @@ def is_feasible(trial: FrozenTrial) -> bool:
 
 
 def front(study: Study) -> list[FrozenTrial]:
-    """Feasible trials that no other dominates; and those beyond the constraints by least, to be repaired."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    feasible = [trial for trial in trials if is_feasible(trial)]
+    """Feasible trials that no other dominates; and those beyond the constraints by least, to be repaired.
+
+    Pruned trials are among the latter where it was a constraint that they could not meet.
+    """
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    feasible = [trial for trial in trials if trial.state is TrialState.COMPLETE and is_feasible(trial)]
+    beyond = [trial for trial in trials if _values(trial) and not is_feasible(trial)]
     best: list[FrozenTrial] = []
-    for trial in sorted(feasible, key=lambda trial: trial.values):  # what dominates a trial comes before it
+    for trial in sorted(feasible, key=_values):  # what dominates a trial comes before it
         if not any(_dominates(other, trial) for other in best):
             best.append(trial)
-    fast = [t for t in trials if not is_feasible(t) and all(t.values[0] < other.values[0] for other in best)]
+    fast = [trial for trial in beyond if all(_values(trial)[0] < _values(other)[0] for other in best)]
     return best + sorted(fast, key=lambda trial: sum(max(0.0, v) for v in trial.constraints.values()))[: len(best) or 3]
 
 
+def _values(trial: FrozenTrial) -> list[float]:
+    """The objectives' values; [] where there are none."""
+    found: list[float] = trial.values or trial.user_attrs.get(VALUES, [])
+    return found
+
+
 def _dominates(left: FrozenTrial, right: FrozenTrial) -> bool:
-    pairs = list(zip(left.values, right.values, strict=True))
+    pairs = list(zip(_values(left), _values(right), strict=True))
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 

@@ -6,7 +6,7 @@ import re
 import sqlite3
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -16,11 +16,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mixq.config import MixedPrecisionConfig
 from mixq.errors import InputError, first_line
-from mixq.evaluator import Evaluation
+from mixq.evaluation import Evaluation, Glimpse
 from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity
 
-IDENTITY, SENSITIVITY, CONFIG, CONFIG_ID, EVALUATION, ORIGIN, REASON, SECONDS, ELAPSED = (
+IDENTITY, SENSITIVITY, CONFIG, CONFIG_ID, EVALUATION, GLIMPSE, ORIGIN, REASON, SECONDS, ELAPSED, VALUES = (
     f"mixq:{name}"
     for name in (
         "identity",
@@ -28,10 +28,12 @@ IDENTITY, SENSITIVITY, CONFIG, CONFIG_ID, EVALUATION, ORIGIN, REASON, SECONDS, E
         "config",
         "config_id",
         "evaluation",
+        "glimpse",
         "origin",
         "reason",
         "seconds",
         "elapsed",
+        "values",
     )
 )
 HOLDOUT = "mixq:holdout"
@@ -42,7 +44,14 @@ UNUSABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, 
 
 Study = optuna.Study
 
-_SENSITIVITIES, _EVALUATIONS = TypeAdapter(Sensitivity), TypeAdapter(Evaluation)  # building one takes milliseconds
+# Building one takes milliseconds.
+_SENSITIVITIES, _EVALUATIONS, _GLIMPSES = TypeAdapter(Sensitivity), TypeAdapter(Evaluation), TypeAdapter(Glimpse)
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+STATES: Mapping[TrialState, Literal["complete", "pruned", "failed"]] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
 
 
 def open_study(storage: str, name: str, objectives: int, identity: Mapping[str, str]) -> Study:
@@ -80,11 +89,6 @@ def redacted(url: str) -> str:
     return f"{scheme}{separator}{credentials.partition(':')[0]}:***@{host}" if at else f"{scheme}{separator}{rest}"
 
 
-def pruned_count(study: Study) -> int:
-    """Proposals that were not evaluated, because their configuration had been."""
-    return len(study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)))
-
-
 def fail_interrupted(study: Study) -> int:
     """Trials that a killed run left RUNNING become failed; their number."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -118,20 +122,29 @@ def store_trial(trial: optuna.Trial, config: MixedPrecisionConfig, origin: str) 
     trial.set_user_attr(ORIGIN, origin)
 
 
-def store_evaluation(trial: optuna.Trial, evaluation: Evaluation) -> None:
-    trial.set_user_attr(EVALUATION, _EVALUATIONS.dump_python(evaluation, mode="json"))
+def store_found(trial: optuna.Trial, found: Evaluation | Glimpse) -> None:
+    if isinstance(found, Evaluation):
+        trial.set_user_attr(EVALUATION, _EVALUATIONS.dump_python(found, mode="json"))
+    else:
+        trial.set_user_attr(GLIMPSE, _GLIMPSES.dump_python(found, mode="json"))
+
+
+def load_glimpse(frozen: FrozenTrial) -> Glimpse | None:
+    """What was seen of a pruned trial; None of others."""
+    stored = frozen.user_attrs.get(GLIMPSE)
+    return None if stored is None else _GLIMPSES.validate_python(stored)
 
 
 def trials_of(study: Study) -> list[Trial]:
-    """Every evaluated or failed trial, in order."""
-    states = (TrialState.COMPLETE, TrialState.FAIL)
-    frozen = study.get_trials(deepcopy=False, states=states)
-    return [trial_of(trial) for trial in frozen if CONFIG in trial.user_attrs]  # without: killed before it had one
+    """Every evaluated, pruned or failed trial, in order."""
+    frozen = study.get_trials(deepcopy=False, states=FINISHED)
+    # Without a configuration: killed before it had one, or a proposal of one that was evaluated before.
+    return [trial_of(trial) for trial in frozen if CONFIG in trial.user_attrs]
 
 
 def seen_configs(study: Study) -> set[str]:
-    """Ids of all configurations that were evaluated or failed."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+    """Ids of all configurations that were evaluated, pruned or failed."""
+    trials = study.get_trials(deepcopy=False, states=FINISHED)
     return {trial.user_attrs[CONFIG_ID] for trial in trials if CONFIG_ID in trial.user_attrs}
 
 
@@ -139,17 +152,18 @@ def trial_of(frozen: FrozenTrial) -> Trial:
     """A finished Optuna trial of ours as a plain value."""
     attributes: dict[str, Any] = frozen.user_attrs
     evaluation = attributes.get(EVALUATION)
-    complete = frozen.state is TrialState.COMPLETE
+    state = STATES[frozen.state]
     return Trial(
         number=frozen.number,
-        state="complete" if complete else "failed",
+        state=state,
         config=MixedPrecisionConfig.from_json(attributes[CONFIG], f"trial {frozen.number}"),
         origin=str(attributes.get(ORIGIN, "")),
         seconds=float(attributes.get(SECONDS, 0.0)),
-        evaluation=_EVALUATIONS.validate_python(evaluation) if complete and evaluation else None,
+        evaluation=_EVALUATIONS.validate_python(evaluation) if state == "complete" and evaluation else None,
+        glimpse=load_glimpse(frozen) if state == "pruned" else None,
         violations=tuple(sorted(frozen.constraints.items())),
         elapsed_s=float(attributes.get(ELAPSED, 0.0)),
-        reason=str(attributes.get(REASON, "" if complete else "interrupted: the run was killed")),
+        reason=str(attributes.get(REASON, "interrupted: the run was killed" if state == "failed" else "")),
     )
 
 

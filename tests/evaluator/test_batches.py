@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from mixq.evaluator import run_batches
+from mixq.batches import run_batches
 from mixq.runtimes import Executable, Kernel
 from mixq.task import Inputs, Outputs
 

@@ -15,7 +15,8 @@ from experiments.digits.task import Digits
 from mixq.config import LayerScheme
 from mixq.corruptions import Corruption
 from mixq.dataset import row_count
-from mixq.evaluator import Candidate
+from mixq.evaluation import Candidate, DroppedError, Glimpse
+from mixq.race import look_points
 from mixq.runtimes import NAMES
 from mixq.task import Array, Inputs
 from tests.digits_helpers import digits
@@ -173,3 +174,31 @@ def test_a_corruption_is_applied_to_every_batch() -> None:
     found = only(evaluator.outputs(evaluator.reference, split, corrupt))
     assert sum(seen) == split.rows == len(found)
     assert np.ptp(found, axis=0).max() < 1e-5
+
+
+@pytest.mark.parametrize("runtime", NAMES)
+def test_a_judge_is_asked_after_the_timing_and_on_the_way(runtime: str) -> None:
+    evaluator, asked = digits(runtime), list[Glimpse]()
+
+    def judge(seen: Glimpse) -> str | None:
+        asked.append(seen)
+        return None
+
+    found = evaluator.evaluate(prepared(runtime, INT8), judge)
+    whole = evaluator.evaluate(prepared(runtime, INT8))
+    assert (found.metric, found.kl, found.output_mse) == (whole.metric, whole.kl, whole.output_mse)
+    first, *later = asked
+    assert (first.drop, first.rows, first.speedup, first.size_bytes) == (None, 0, found.speedup, found.size_bytes)
+    batches = len(evaluator.data.split("search").batches)
+    assert [seen.rows for seen in later] == [
+        evaluator.data.batch_rows * count for count in sorted(look_points(batches))
+    ]
+    assert all(seen.drop_low is not None and seen.drop_low <= found.drop for seen in later)
+
+
+def test_a_candidate_that_is_let_go_runs_no_further() -> None:
+    evaluator = digits("openvino")
+    with pytest.raises(DroppedError, match="too slow") as caught:
+        evaluator.evaluate(prepared("openvino", INT8), lambda seen: "too slow")
+    assert caught.value.glimpse.drop is None
+    assert caught.value.glimpse.seconds.keys() == {"train", "compile", "latency"}

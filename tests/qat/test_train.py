@@ -16,7 +16,8 @@ from onnx import numpy_helper
 
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, Training
 from mixq.errors import InputError, MixqError
-from mixq.evaluator import Candidate, Evaluator
+from mixq.evaluation import Candidate
+from mixq.evaluator import Evaluator
 from mixq.graph import Graph, serialize
 from mixq.graph.lower import lower
 from mixq.graph.plan import make_plan

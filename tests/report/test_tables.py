@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixq.report import layer_table, pareto, trials_frame, write_pareto
-from tests.report.trials import BEST, FAILED, LAYERS, TRIALS, sensitivity, trial
+from tests.report.trials import BEST, FAILED, LAYERS, PRUNED, TRIALS, sensitivity, trial
 
 
 def test_trials_frame_has_a_row_a_trial() -> None:
     frame = trials_frame(TRIALS).set_index("number")
-    assert list(frame.index) == [0, 1, 2, 3, 4, 9]
-    assert list(frame["feasible"]) == [True, True, True, True, False, False]
+    assert list(frame.index) == [0, 1, 2, 3, 4, 9, 10]
+    assert list(frame["feasible"]) == [True, True, True, True, False, False, False]
     row = frame.loc[2]
     assert (row["state"], row["origin"], row["rest"], row["recipe"]) == (
         "complete",
@@ -31,6 +31,13 @@ def test_trials_frame_has_a_row_a_trial() -> None:
     assert (row["speedup_median"], row["speedup_low"], row["speedup_high"]) == (2.5, 2.45, 2.57)
     assert (row["size_bytes"], row["kl"], row["silent_layers"], row["seconds"]) == (1200, 0.0125, 1, 2.0)
     assert row["config_id"] == BEST.config.id
+
+
+def test_a_pruned_trial_has_its_speed_and_its_reason() -> None:
+    row = trials_frame(TRIALS).set_index("number").loc[10]
+    assert (row["state"], row["speedup_median"], row["size_bytes"], row["drop"]) == ("pruned", 2.0, 1500, 0.025)
+    assert row["reason"] == PRUNED.reason
+    assert math.isnan(row["kl"])
 
 
 def test_a_failed_trial_has_a_reason_and_no_numbers() -> None:

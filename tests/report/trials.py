@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from mixq.config import LayerScheme, MixedPrecisionConfig, RecipeStep
-from mixq.evaluator import Evaluation
+from mixq.evaluation import Evaluation, Glimpse
 from mixq.latency import Interval
 from mixq.runtimes import Kernel
 from mixq.searcher.trial import Trial
@@ -65,6 +65,18 @@ def trial(
 
 
 FAILED = Trial(9, "failed", config(["int8"] * 4), "guided", 0.5, reason=f"cannot compile: {SCRIPT}")
+PRUNED = Trial(
+    10,
+    "pruned",
+    config(["int8", "int8", "fp32", "fp32"]),
+    "guided",
+    0.4,
+    violations=(("drop", 0.02),),
+    reason="drop 0.0250 on 250 of 1000 rows, so at least 0.0120 on all; allowed is 0.005",
+    glimpse=Glimpse(
+        Interval(1.5, 1.4, 1.6), Interval(2.0, 1.9, 2.1), 1500, 2.67, 250, 1000, 0.025, 0.012, {"latency": 0.2}
+    ),
+)
 TRIALS = (
     trial(0, 0.0, 1.0, 4000, ("fp32",) * 4),
     trial(1, 0.002, 2.0, 1500),
@@ -72,6 +84,7 @@ TRIALS = (
     trial(3, 0.004, 1.9, 1600),  # beaten by 1 and 2
     trial(4, 0.03, 3.0, 1000, ("int8",) * 4),  # loses too much
     FAILED,
+    PRUNED,
 )
 BEST = TRIALS[2]
 SUMMARY: dict[str, Any] = {
@@ -85,7 +98,7 @@ SUMMARY: dict[str, Any] = {
     "constraints": {"max_drop": 0.005, "max_latency_ms": None},
     "baseline": {"metric": 0.75, "latency_ms": 3.0, "size_bytes": 4000},
     "best": {"holdout": {"metric": 0.74, "drop": 0.0061, "drop_interval": [-0.0012, 0.0134], "rows": 1300}},
-    "trials": {"complete": 5, "pruned": 0, "failed": 1},
+    "trials": {"complete": 5, "pruned": 1, "failed": 1},
     "wall_s": 60.0,
     "time_to_best_s": 12.5,
     "seconds": {"metric": 20.0, "sensitivity": 30.0},

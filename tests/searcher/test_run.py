@@ -8,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState
 
 from mixq.config import MixedPrecisionConfig
 from mixq.errors import InputError, MixqError
 from mixq.latency import Interval
-from mixq.searcher.run import EQUAL, REPEATS, Budget, best_of, enqueue, objective_value, violations
+from mixq.searcher.objective import EQUAL, best_of, objective_value, violations
+from mixq.searcher.run import REPEATS, Budget, enqueue
 from mixq.searcher.space import Constraints
 from mixq.searcher.stop import Stop
-from mixq.searcher.study import Study, open_study, pruned_count
+from mixq.searcher.study import Study, open_study
 from mixq.searcher.trial import Trial
 from mixq.searcher.warmstart import warm_start
 from tests.searcher.toy import MODEL, Search, Toy, choices_of, config_ids, new_study, space
@@ -62,7 +64,7 @@ def test_the_warm_start_is_queued_once_in_a_studys_life() -> None:
     origins = [trial.origin for trial in found]
     assert origins.count("uniform int8") == 1
     assert len(origins) == 27
-    assert pruned_count(study) == 2 * REPEATS
+    assert sum(trial.state is TrialState.PRUNED for trial in study.trials) == 2 * REPEATS
 
 
 @pytest.mark.parametrize("objectives", [["latency"], ["size"], ["latency", "size"]], ids=str)
@@ -131,6 +133,49 @@ def test_the_elapsed_time_of_earlier_runs_counts_on() -> None:
     second = Search(TOY, space(), study=study).run(6)[3:]
     assert [trial.elapsed_s for trial in (*first, *second)] == sorted(trial.elapsed_s for trial in (*first, *second))
     assert second[0].elapsed_s < first[-1].elapsed_s + 0.05
+
+
+def judged(**changes: object) -> Search:
+    search = Search(TOY, space(**changes))
+    search.evaluator.judged = True
+    return search
+
+
+@pytest.mark.parametrize(("max_drop", "begins"), [(0.02, "at most"), (0.001, "drop")])
+def test_what_cannot_pass_or_win_is_pruned_with_its_reason(max_drop: float, begins: str) -> None:
+    found = started(judged(constraints={"max_drop": max_drop})).run(60)
+    pruned = [trial for trial in found if trial.state == "pruned"]
+    assert len(found) == 60
+    assert any(trial.reason.startswith(begins) for trial in pruned)
+    for trial in pruned:
+        assert (trial.evaluation, trial.feasible) == (None, False)
+        assert trial.glimpse is not None
+        assert trial.glimpse.speedup == TOY.evaluation(trial.config).speedup
+
+
+def test_pruning_does_not_lose_the_best() -> None:
+    """The same configurations, whole: none that was pruned would have been the best."""
+    found = started(judged()).run(60)
+    whole = [
+        replace(trial, state="complete", evaluation=evaluation, violations=tuple(beyond.items()))
+        for trial in found
+        for evaluation in [TOY.evaluation(trial.config)]
+        for beyond in [violations(evaluation, Constraints(max_drop=0.02))]
+    ]
+    best, want = best_of(found, "latency"), best_of(whole, "latency")
+    assert best is not None
+    assert want is not None
+    assert best.number == want.number
+
+
+def test_uniform_configurations_are_measured_whole() -> None:
+    found = started(judged()).run(20)
+    assert {trial.state for trial in found if trial.origin.startswith("uniform")} == {"complete"}
+
+
+@pytest.mark.parametrize("sampler", ["guided", "tpe", "nsga2", "random"])
+def test_every_sampler_goes_on_from_pruned_trials(sampler: str) -> None:
+    assert len(started(judged(sampler=sampler, objectives=["latency", "size"])).run(40)) == 40
 
 
 FAILURES = [

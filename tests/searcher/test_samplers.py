@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution
 
 from mixq.searcher.choices import Params
 from mixq.searcher.guided import Guide
-from mixq.searcher.run import best_of
+from mixq.searcher.objective import best_of
 from mixq.searcher.samplers import SAMPLERS, Guided, front, is_feasible
 from mixq.searcher.space import SamplerName
 from tests.searcher.toy import Search, Toy, choices_of, config_ids, new_study, space

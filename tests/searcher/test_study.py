@@ -13,21 +13,21 @@ from optuna.trial import TrialState
 
 from mixq.config import MixedPrecisionConfig
 from mixq.errors import InputError
-from mixq.evaluator import Evaluation
+from mixq.evaluation import Evaluation, Glimpse
 from mixq.latency import Interval
 from mixq.runtimes import Kernel
 from mixq.searcher.run import WARM
 from mixq.searcher.samplers import distributions
 from mixq.searcher.study import (
+    REASON,
     Study,
     fail_interrupted,
     load_holdout,
     load_sensitivity,
     open_study,
-    pruned_count,
     redacted,
     seen_configs,
-    store_evaluation,
+    store_found,
     store_holdout,
     store_sensitivity,
     store_trial,
@@ -123,7 +123,7 @@ def test_a_trial_comes_back_as_it_was(tmp_path: Path) -> None:
     study, evaluation = opened(tmp_path), full_evaluation()
     asked = study.ask(distributions(choices_of(TOY, space())))
     store_trial(asked, uniform("int8"), "ladder 2 bf16")
-    store_evaluation(asked, evaluation)
+    store_found(asked, evaluation)
     asked.set_constraint("drop", -0.01)
     study.tell(asked, 0.25)
     (trial,) = trials_of(opened(tmp_path))
@@ -148,10 +148,24 @@ def test_what_the_holdout_said_is_kept_by_configuration(tmp_path: Path) -> None:
     assert load_holdout(study, "other") is None
 
 
-def test_pruned_proposals_are_counted_and_are_no_trials(tmp_path: Path) -> None:
+def test_a_pruned_trial_comes_back_as_it_was(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    glimpse = Glimpse(Interval(1.0, 0.9, 1.2), Interval(2.0, 1.9, 2.1), 500, 4.0, 50, 100, 0.1, 0.05, {"latency": 0.2})
+    asked = study.ask(distributions(choices_of(TOY, space())))
+    store_trial(asked, uniform("int8"), "guided")
+    store_found(asked, glimpse)
+    asked.set_user_attr(REASON, "drop 0.1")
+    study.tell(asked, state=TrialState.PRUNED)
+    again = opened(tmp_path)
+    (trial,) = trials_of(again)
+    assert (trial.state, trial.glimpse, trial.evaluation, trial.feasible) == ("pruned", glimpse, None, False)
+    assert (trial.config, trial.reason) == (uniform("int8"), "drop 0.1")
+    assert seen_configs(again) == {uniform("int8").id}
+
+
+def test_proposals_of_what_was_tried_are_no_trials(tmp_path: Path) -> None:
     study = opened(tmp_path)
     study.tell(study.ask(), state=TrialState.PRUNED)
-    assert pruned_count(study) == 1
     assert trials_of(study) == []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -12,10 +12,12 @@ import onnx_ir as ir
 import optuna
 
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, Stage
-from mixq.evaluator import Candidate, Evaluation, Evaluator
+from mixq.evaluation import Candidate, Evaluation, Glimpse, Judge
+from mixq.evaluator import Evaluator
 from mixq.graph import Graph, Layer
 from mixq.graph.placement import Placement
 from mixq.latency import Interval
+from mixq.race import consult
 from mixq.runtimes import Executable, Runtime
 from mixq.searcher.choices import Choices, make_choices
 from mixq.searcher.guided import Guide
@@ -138,10 +140,10 @@ def _layer(name: str, macs: int) -> Layer:
 
 
 class ToyEvaluator(Evaluator):
-    """Notes what it evaluates; `failing` may raise for a configuration."""
+    """Notes what it evaluates; `failing` may raise for a configuration; `judged`: the judge is asked."""
 
     def __init__(self, toy: Toy, failing: Callable[[MixedPrecisionConfig], None] = lambda _config: None) -> None:
-        self.toy, self.failing = toy, failing
+        self.toy, self.failing, self.judged = toy, failing, False
         self.seen: list[MixedPrecisionConfig] = []
 
     def prepare(self, config: MixedPrecisionConfig, progress: Callable[[str], None] | None = None) -> Candidate:
@@ -149,8 +151,13 @@ class ToyEvaluator(Evaluator):
         self.failing(config)
         return Candidate(config, config.id.encode(), {})
 
-    def evaluate(self, candidate: Candidate) -> Evaluation:
-        return self.toy.evaluation(candidate.config)
+    def evaluate(self, candidate: Candidate, judge: Judge | None = None) -> Evaluation:
+        found = self.toy.evaluation(candidate.config)
+        if self.judged:
+            seen = Glimpse(found.latency_ms, found.speedup, found.size_bytes, found.compression)
+            consult(judge, seen)
+            consult(judge, replace(seen, rows=50, of_rows=100, drop=found.drop, drop_low=found.drop - 0.001))
+        return found
 
 
 def space(**changes: object) -> SearchSpace:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep
-from mixq.evaluator import Evaluation
+from mixq.evaluation import Evaluation
 from mixq.latency import Interval
 from mixq.runtimes import Kernel
 from mixq.searcher.trial import Trial

@@ -16,7 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixq.config import MixedPrecisionConfig
+from mixq.evaluation import Glimpse
+from mixq.latency import Interval
 from mixq.runtimes import Kernel
+from mixq.searcher.trial import Trial
 from mixq.tracking import Tracker, allowed_name
 from mixq.trial_record import trial_metrics
 from tests.tracking.studies import COMPLETE, CONFIG, EVALUATION, FAILED, artifact, children, runs
@@ -96,6 +99,17 @@ def test_a_failed_trial_says_why(client: MlflowClient) -> None:
     assert run.data.tags["mixq.feasible"] == "false"
     assert set(run.data.metrics) == {"seconds_trial", "elapsed_s", "feasible"}
     assert MixedPrecisionConfig.from_json(artifact(client, run, "config.json")) == CONFIG
+
+
+def test_a_pruned_trial_is_one_that_was_killed_and_says_why(tracker: Tracker, client: MlflowClient) -> None:
+    seen = Glimpse(Interval(1.0, 0.9, 1.1), Interval(2.0, 1.9, 2.1), 500, 4.0)
+    pruned = Trial(5, "pruned", CONFIG, "guided", 0.3, reason="at most 2.10× as fast", glimpse=seen)
+    tracker.start_study("pruning", {})
+    tracker.log_trial(pruned)
+    run = children(client, "pruning")["5"]
+    assert (run.info.status, run.data.tags["mixq.reason"]) == ("KILLED", pruned.reason)
+    assert (run.data.metrics["speedup_median"], run.data.metrics["size_bytes"]) == (2.0, 500)
+    assert "drop" not in run.data.metrics
 
 
 def test_silent_layers_are_named(client: MlflowClient) -> None:

@@ -1,0 +1,57 @@
+"""What a trial is worth: the objectives' values, how far it is beyond the constraints, which trial is the best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mixq.evaluation import Evaluation, Glimpse
+from mixq.searcher.space import Constraints, Objective
+from mixq.searcher.trial import Trial
+
+TOLERANCE = 1e-9  # 0.72 − 0.715 is not quite 0.005
+EQUAL = {"latency": 0.03, "size": 0.0}  # relative difference below which accuracy decides; a size is exact
+
+
+def violations(found: Evaluation | Glimpse, constraints: Constraints) -> dict[str, float]:
+    """How far each stated limit is exceeded, ≤ 0 where it is met; without those that nothing is known of yet."""
+    beyond = {}
+    if constraints.max_drop is not None and found.drop is not None:
+        beyond["drop"] = found.drop - constraints.max_drop - TOLERANCE
+    if constraints.max_latency_ms is not None:
+        beyond["latency_ms"] = found.latency_ms.median - constraints.max_latency_ms
+    if constraints.max_size_mb is not None:
+        beyond["size_mb"] = found.size_bytes / 1e6 - constraints.max_size_mb
+    return beyond
+
+
+def objective_value(found: Evaluation | Glimpse, objective: Objective) -> float:
+    """Relative to FP32 on this machine, so that its drift over hours cancels; smaller is better."""
+    return 1 / found.compression if objective == "size" else 1 / found.speedup.median
+
+
+def best_of(trials: Sequence[Trial], objective: Objective) -> Trial | None:
+    """The feasible trial that is surely best in the first objective; None where none is feasible.
+
+    Compared is the bad end of each interval, so that a timing in a noisy moment cannot win. Among those within EQUAL of
+    the very best, the one closest to FP32: what is closer holds better on data that the search has not seen.
+    """
+    feasible = [(trial, trial.evaluation) for trial in trials if trial.feasible and trial.evaluation]
+    if not feasible:
+        return None
+    limit = (1 + EQUAL[objective]) * min(cautious_value(found, objective) for _, found in feasible)
+    equals = [pair for pair in feasible if cautious_value(pair[1], objective) <= limit]
+    return min(equals, key=lambda pair: _distance(pair[1]))[0]
+
+
+def cautious_value(evaluation: Evaluation, objective: Objective) -> float:
+    """`objective_value` at the bad end of its 95 % interval; a size has none."""
+    return objective_value(evaluation, objective) if objective == "size" else 1 / evaluation.speedup.low
+
+
+def hopeful_value(found: Evaluation | Glimpse, objective: Objective) -> float:
+    """The same at the good end."""
+    return objective_value(found, objective) if objective == "size" else 1 / found.speedup.high
+
+
+def _distance(evaluation: Evaluation) -> float:
+    return evaluation.output_mse if evaluation.kl is None else evaluation.kl
