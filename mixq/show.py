@@ -71,8 +71,8 @@ def result(summary: Mapping[str, Any], folder: Path) -> str:
         lines.append(f"WARNING: not executed as asked: {', '.join(best['silent_layers'])}")
     counts = summary["trials"]
     lines.append(
-        f"{sum(counts.values())} trials ({counts['pruned']} pruned, {counts['failed']} failed), {summary['wall_s']:.0f} s, "
-        f"best found after {summary['time_to_best_s']:.0f} s; everything is in {folder}"
+        f"{sum(counts.values())} trials ({counts['pruned']} pruned, {counts['failed']} failed), "
+        f"{summary['wall_s']:.0f} s, best found after {summary['time_to_best_s']:.0f} s; everything is in {folder}"
     )
     return "\n".join(lines)
 
