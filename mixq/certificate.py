@@ -83,7 +83,7 @@ class Certificate(_Value):
     versions: _Table[str]
     measured: _Table[JsonValue]
     kernels: tuple[LayerRecord, ...]
-    extra: _Table[JsonValue] = MappingProxyType({})
+    extra: _Table[JsonValue] = Field(default_factory=lambda: MappingProxyType({}))
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2) + "\n"

@@ -278,6 +278,13 @@ def test_a_certificate_of_another_format_or_other_files_is_refused(folder: Path)
         verify(folder)
 
 
+def test_a_certificate_without_extra_has_an_empty_one(folder: Path) -> None:
+    content = json.loads((folder / CERTIFICATE).read_text(encoding="utf-8"))
+    del content["extra"]
+    (folder / CERTIFICATE).write_text(json.dumps(content), encoding="utf-8")
+    assert verify(folder).ok
+
+
 def test_a_damaged_certificate_never_breaks_verify(folder: Path) -> None:
     """Random bytes of it are changed: a check that is not ok, an InputError or nothing, but no traceback."""
     whole, dice = (folder / CERTIFICATE).read_bytes(), random.Random(0)  # noqa: S311

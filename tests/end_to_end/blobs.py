@@ -104,9 +104,9 @@ def counted(patch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     evaluate = Evaluator.evaluate
 
-    def note(self: Evaluator, candidate: Any) -> Any:
+    def note(self: Evaluator, candidate: Any, *judge: Any) -> Any:
         seen.append(candidate.config.id)
-        return evaluate(self, candidate)
+        return evaluate(self, candidate, *judge)
 
     patch.setattr(Evaluator, "evaluate", note)
     return seen

@@ -38,7 +38,7 @@ def test_the_summary_has_the_fields_of_the_design(searched: Searched) -> None:
     assert (summary["task"], summary["study"], summary["runtime"]) == (TASK, "Blobs", "openvino")
     assert (summary["threads"], summary["seed"], summary["feasible"]) == (1, 0, True)
     assert summary["baseline"]["metric"] == 1
-    assert summary["trials"]["complete"] + summary["trials"]["failed"] == TRIALS
+    assert sum(summary["trials"].values()) == TRIALS
     assert 0 < summary["time_to_best_s"] <= summary["wall_s"]
 
 
@@ -76,7 +76,7 @@ def test_the_exported_file_has_the_metric_that_is_reported(searched: Searched) -
 def test_calibration_and_training_are_tried_in_one_space(searched: Searched) -> None:
     stages = {name for trial in searched.result.trials for name in trial.config.counts()}
     assert {"fp32", "int8", "int8-qat"} <= stages
-    assert {trial.state for trial in searched.result.trials} == {"complete"}
+    assert {trial.state for trial in searched.result.trials} <= {"complete", "pruned"}
     trained = [t for t in searched.result.trials if t.config.qat_layers and t.evaluation is not None]
     assert trained
     assert all(t.evaluation is not None and t.evaluation.seconds["train"] > 0 for t in trained)
@@ -100,7 +100,7 @@ def test_where_nothing_is_feasible_fp32_is_the_answer(tmp_path: Path, capsys: py
     assert command("search", TASK, "--space", written(tmp_path, IMPOSSIBLE), "--out", out, *options) == 3
     assert "nothing that met the constraints" in capsys.readouterr().out
     summary = json.loads((out / "summary.json").read_text())
-    assert (summary["feasible"], summary["best"], summary["trials"]["complete"]) == (False, None, 5)
+    assert (summary["feasible"], summary["best"], sum(summary["trials"].values())) == (False, None, 5)
     assert MixedPrecisionConfig.load(out / "best.json").counts() == {"fp32": 3}
     session = onnxruntime.InferenceSession(out / "best.onnx", providers=["CPUExecutionProvider"])
     inputs, _ = labelled("search")
