@@ -15,13 +15,23 @@ from mixq.evaluator import Evaluator
 from mixq.job import SearchJob
 from mixq.progress import Progress
 from mixq.runtimes import get_runtime
-from mixq.searcher.choices import make_choices
+from mixq.searcher.choices import Choices, make_choices
+from mixq.searcher.cost import Profiles, take_profiles
 from mixq.searcher.guided import Guide
 from mixq.searcher.run import Budget, enqueue, run
 from mixq.searcher.samplers import get_sampler
 from mixq.searcher.space import SearchSpace
 from mixq.searcher.stop import Stop
-from mixq.searcher.study import Study, fail_interrupted, load_sensitivity, open_study, store_sensitivity, trials_of
+from mixq.searcher.study import (
+    Study,
+    fail_interrupted,
+    load_profiles,
+    load_sensitivity,
+    open_study,
+    store_profiles,
+    store_sensitivity,
+    trials_of,
+)
 from mixq.searcher.trial import Trial
 from mixq.searcher.warmstart import warm_start
 from mixq.sensitivity import Sensitivity
@@ -107,7 +117,8 @@ def open_job(
         progress.warn("a trial of an earlier run was interrupted; it counts as failed")
     seconds = {"setup": budget.run_s}
     sensitivity = _sensitivity(study, evaluator, seconds, progress)
-    guide = Guide(choices, evaluator.graph, sensitivity, space.objectives[0])
+    profiles = _profiles(study, evaluator, choices, seconds)
+    guide = Guide(choices, evaluator.graph, sensitivity, space.objectives[0], profiles)
     study.sampler = get_sampler(space.sampler, choices, guide, seed + len(study.trials))
     enqueue(study, warm_start(choices, sensitivity))
     if names.tracking is None:
@@ -132,6 +143,18 @@ def _sensitivity(study: Study, evaluator: Evaluator, seconds: dict[str, float], 
     found = analyze_with_bar(evaluator, [INT8], ANALYSIS_ROWS, progress)
     seconds["analysis"] = time.monotonic() - start
     store_sensitivity(study, found)
+    return found
+
+
+def _profiles(study: Study, evaluator: Evaluator, choices: Choices, seconds: dict[str, float]) -> Profiles:
+    """The layers' times in each precision: what the study has stored, else taken now."""
+    known = load_profiles(study)
+    if known is not None:
+        return known
+    start = time.monotonic()
+    found = take_profiles(evaluator, choices)
+    seconds["profiles"] = time.monotonic() - start
+    store_profiles(study, found)
     return found
 
 

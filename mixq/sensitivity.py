@@ -17,6 +17,7 @@ from mixq import machine, measures
 from mixq.batches import run_batches
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep, Stage
 from mixq.dataset import Split, TaskData, row_count
+from mixq.deltas import Deltas, Interactions
 from mixq.evaluator import Evaluator
 from mixq.front import Front
 from mixq.graph import serialize
@@ -30,6 +31,7 @@ from mixq.task import Outputs
 FP32 = LayerScheme(precision=Precision.FP32)
 SHADOW_ROWS = 64  # a layer's signal-to-noise ratio settles long before the metric does
 NO_ERROR_DB = 200.0  # beyond float32's own resolution
+NONE = Interactions()
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,14 @@ class SensitivityRow:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The rows, ranked within each scheme, and how many search rows they were measured on."""
+    """The rows, ranked within each scheme, and how many search rows they were measured on.
+
+    interactions: what the same runs say of layers put into their schemes together.
+    """
 
     rows: tuple[SensitivityRow, ...]
     evaluated_rows: int
+    interactions: Interactions = NONE
 
     def ranking(self, scheme: LayerScheme) -> list[str]:
         """Layer names, the most sensitive first."""
@@ -71,6 +77,12 @@ class Sensitivity:
 
     def errors(self, scheme: LayerScheme) -> dict[str, float]:
         return {row.layer: row.error for row in self.rows if row.scheme == str(scheme)}
+
+    def interactions_or_sum(self) -> Interactions:
+        """The interactions; where there are none, those of errors that just add up."""
+        if self.interactions.keys:
+            return self.interactions
+        return Interactions.diagonal({(row.layer, row.scheme): row.error for row in self.rows})
 
     def kendall(self) -> dict[str, float]:
         """Kendall's τ-b between each measure and the real drop, over the layers of a scheme, averaged over schemes.
@@ -111,14 +123,16 @@ def analyze(
     ratios = {scheme: _signal_to_noise(evaluator, scheme, recipe) for scheme in dict.fromkeys(s for _, s in jobs)}
     reference = {name: value[: split.rows] for name, value in evaluator.reference_outputs("search").items()}
     front = Front(evaluator, split)
+    deltas = Deltas(reference, split.targets)
     found = []
     for done, (layer, scheme) in enumerate(jobs):
         if progress is not None:
             progress(done, len(jobs), f"{layer.name} {scheme}")
         front.advance_to(layer)
         outputs = front.outputs(evaluator.prepare(single(evaluator, layer, scheme, recipe)))
+        deltas.add(layer.name, str(scheme), outputs)
         found.append(_row(evaluator, layer, scheme, ratios[scheme][layer.name], split, reference, outputs))
-    return Sensitivity(_ranked(found), split.rows)
+    return Sensitivity(_ranked(found), split.rows, deltas.interactions())
 
 
 def single(

@@ -16,7 +16,7 @@ LEVELS = (
     ("errors", "validation"),
     ("config", "machine", "progress", "atomic"),
     ("affine",),
-    ("task", "dataset", "corruptions", "measures"),
+    ("task", "dataset", "corruptions", "measures", "deltas"),
     ("graph",),
     ("calibration",),
     ("twin",),

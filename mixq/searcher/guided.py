@@ -1,4 +1,4 @@
-"""Guide: which change of one decision is likely to pay, from the sensitivity analysis and the layers' work."""
+"""Guide: what is likely to pay, from the sensitivity analysis and the layers' times: moves, and the planner."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from mixq.config import LayerScheme, Precision, Stage
 from mixq.graph import Graph
 from mixq.searcher.choices import Choices, Params, Unit
+from mixq.searcher.cost import CostModel, Profiles
+from mixq.searcher.planner import Planner
+from mixq.searcher.solve import Errors, Prices
 from mixq.searcher.space import Objective
 from mixq.sensitivity import Sensitivity
 
@@ -28,11 +31,22 @@ class Move:
 class Guide:
     """Predicts, for each unit and scheme, its cost (work, or bytes where size is the objective) and its error."""
 
-    def __init__(self, choices: Choices, graph: Graph, sensitivity: Sensitivity, objective: Objective) -> None:
+    def __init__(
+        self,
+        choices: Choices,
+        graph: Graph,
+        sensitivity: Sensitivity,
+        objective: Objective,
+        profiles: Profiles | None = None,
+    ) -> None:
+        """`profiles`: the layers' times, by default as their multiply-accumulates."""
         self._units = {unit.name: unit for unit in choices.units}
         self._relative = BYTES if objective == "size" else WORK
         self._fp32 = {unit.name: _fp32_cost(unit, graph, objective) for unit in choices.units}
         self._errors = {str(scheme): sensitivity.errors(scheme) for scheme in _analyzed(choices)}
+        model = CostModel(choices, graph, profiles or _by_work(graph))
+        prices = self._bytes() if objective == "size" else None
+        self.planner = Planner(choices, model, Errors(choices, sensitivity.interactions_or_sum()), prices)
 
     def error(self, unit: Unit, scheme: str) -> float:
         """Predicted error of a unit in a scheme: the sum over its layers (errors of layers nearly add)."""
@@ -42,6 +56,16 @@ class Guide:
 
     def cost(self, unit: Unit, scheme: str) -> float:
         return self._fp32[unit.name] * self._relative[LayerScheme.parse(scheme).precision]
+
+    def _bytes(self) -> Prices:
+        """What a configuration's weights take, ÷ FP32's."""
+        total = sum(self._fp32.values()) or 1.0
+        return Prices(
+            lambda unit, kind: self._fp32[unit.name] * BYTES[Precision(kind)] / total,
+            lambda _kind: 0.0,
+            lambda _written, _read: 0.0,
+            {},
+        )
 
     def moves(self, params: Params, faster: bool) -> list[Move]:
         """faster: moves that save cost, weighted by saved ÷ √error added; else by error removed ÷ √cost added."""
@@ -55,6 +79,10 @@ class Guide:
                 elif not faster and removed > 0:
                     found.append(Move(name, scheme, removed / max(-saved, 1.0) ** 0.5))
         return found
+
+
+def _by_work(graph: Graph) -> Profiles:
+    return {kind.value: {layer.name: layer.macs * share for layer in graph.layers} for kind, share in WORK.items()}
 
 
 def _fp32_cost(unit: Unit, graph: Graph, objective: Objective) -> float:

@@ -16,9 +16,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mixq.searcher.choices import Choices, Params
 from mixq.searcher.guided import Guide, Move
-from mixq.searcher.study import VALUES, seen_configs
+from mixq.searcher.study import VALUES, is_feasible, seen_configs
 
 TRIES = 20
+PLANNED = 0.5  # of the proposals of `guided`
+TOLD = (TrialState.COMPLETE, TrialState.PRUNED)
 TRIES_OF = {"gp": 2}  # it takes seconds to propose, and asked again proposes the same mostly
 
 
@@ -31,14 +33,16 @@ def get_sampler(name: str, choices: Choices, guide: Guide, seed: int) -> BaseSam
 
 
 class Guided(BaseSampler):
-    """Our own: mutates a configuration of the current front, with moves that are cheap and insensitive preferred.
+    """Our own: every other proposal is the planner's, the rest are mutations of the current front.
 
+    Moves that are cheap and insensitive are preferred.
     A feasible parent is made faster: layers go from float to INT8, by saved work over error. An infeasible one is
     made better: layers leave INT8, by error. One layer changes, sometimes more (geometric), sometimes another choice.
     """
 
-    def __init__(self, choices: Choices, guide: Guide, seed: int) -> None:
-        self._choices, self._guide = choices, guide
+    def __init__(self, choices: Choices, guide: Guide, seed: int, planned: float = PLANNED) -> None:
+        """planned: the share of proposals that are the planner's."""
+        self._choices, self._guide, self._planned = choices, guide, planned
         self._rng = np.random.default_rng(seed)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -47,6 +51,8 @@ class Guided(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        if self._rng.random() < self._planned:
+            return self._guide.planner.propose(study.get_trials(deepcopy=False, states=TOLD), self._rng)
         parents = front(study)
         if not parents:
             return random_params(self._choices, self._rng)
@@ -131,16 +137,12 @@ def distributions(choices: Choices) -> dict[str, BaseDistribution]:
     return {name: optuna.distributions.CategoricalDistribution(v) for name, v in choices.categories().items()}
 
 
-def is_feasible(trial: FrozenTrial) -> bool:
-    return all(value <= 0 for value in trial.constraints.values())
-
-
 def front(study: Study) -> list[FrozenTrial]:
     """Feasible trials that no other dominates; and those beyond the constraints by least, to be repaired.
 
     Pruned trials are among the latter where it was a constraint that they could not meet.
     """
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    trials = study.get_trials(deepcopy=False, states=TOLD)
     feasible = [trial for trial in trials if trial.state is TrialState.COMPLETE and is_feasible(trial)]
     beyond = [trial for trial in trials if _values(trial) and not is_feasible(trial)]
     best: list[FrozenTrial] = []

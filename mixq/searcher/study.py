@@ -20,7 +20,7 @@ from mixq.evaluation import Evaluation, Glimpse
 from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity
 
-IDENTITY, SENSITIVITY, CONFIG, CONFIG_ID, EVALUATION, GLIMPSE, ORIGIN, REASON, SECONDS, ELAPSED, VALUES = (
+IDENTITY, SENSITIVITY, CONFIG, CONFIG_ID, EVALUATION, GLIMPSE, ORIGIN, REASON, SECONDS, ELAPSED, VALUES, PROFILES = (
     f"mixq:{name}"
     for name in (
         "identity",
@@ -34,6 +34,7 @@ IDENTITY, SENSITIVITY, CONFIG, CONFIG_ID, EVALUATION, GLIMPSE, ORIGIN, REASON, S
         "seconds",
         "elapsed",
         "values",
+        "profiles",
     )
 )
 HOLDOUT = "mixq:holdout"
@@ -106,6 +107,16 @@ def store_sensitivity(study: Study, sensitivity: Sensitivity) -> None:
     study.set_user_attr(SENSITIVITY, _SENSITIVITIES.dump_python(sensitivity, mode="json"))
 
 
+def load_profiles(study: Study) -> dict[str, dict[str, float]] | None:
+    """The µs of each layer by precision; None where they were not taken yet."""
+    found: dict[str, dict[str, float]] | None = study.user_attrs.get(PROFILES)
+    return found
+
+
+def store_profiles(study: Study, profiles: Mapping[str, Mapping[str, float]]) -> None:
+    study.set_user_attr(PROFILES, {kind: dict(times) for kind, times in profiles.items()})
+
+
 def load_holdout(study: Study, config_id: str) -> dict[str, Any] | None:
     """What the holdout split said of a configuration; None where it was not asked yet."""
     found: dict[str, Any] | None = study.user_attrs.get(f"{HOLDOUT}:{config_id}")
@@ -127,6 +138,11 @@ def store_found(trial: optuna.Trial, found: Evaluation | Glimpse) -> None:
         trial.set_user_attr(EVALUATION, _EVALUATIONS.dump_python(found, mode="json"))
     else:
         trial.set_user_attr(GLIMPSE, _GLIMPSES.dump_python(found, mode="json"))
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether every constraint that is known of it is met."""
+    return all(value <= 0 for value in trial.constraints.values())
 
 
 def load_glimpse(frozen: FrozenTrial) -> Glimpse | None:

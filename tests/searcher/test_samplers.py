@@ -13,8 +13,9 @@ from optuna.distributions import CategoricalDistribution
 from mixq.searcher.choices import Params
 from mixq.searcher.guided import Guide
 from mixq.searcher.objective import best_of
-from mixq.searcher.samplers import SAMPLERS, Guided, front, is_feasible
+from mixq.searcher.samplers import SAMPLERS, Guided, front
 from mixq.searcher.space import SamplerName
+from mixq.searcher.study import is_feasible
 from tests.searcher.toy import Search, Toy, choices_of, config_ids, new_study, space
 
 CHEAP = [name for name in SAMPLERS if name != "gp"]
@@ -90,25 +91,44 @@ def test_guided_beats_random_by_far() -> None:
     assert np.mean(ratios) < 5 / 6
 
 
+def optimum(toy: Toy, limit: float) -> float:
+    """The least time ÷ FP32's of all assignments within the limit, by going through them."""
+    grid = np.indices((3,) * len(toy.work)).reshape(len(toy.work), -1)
+    errors, shares = np.array([0.0, 0.05, 1.0])[grid], np.array([1.0, 0.5, 0.25])[grid]
+    able = np.array(toy.errors) @ errors <= limit
+    return float((np.array(toy.work) @ shares)[able].min() / sum(toy.work))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_guided_finds_the_optimum(seed: int) -> None:
+    """9 layers of 3 precisions: within 3 % of the best of 19,683, which is what counts as equal, in 40 trials."""
+    toy = Toy.random(9, seed)
+    best = best_of(Search(toy, space(constraints={"max_drop": 0.01}), seed=seed).run(40), "latency")
+    assert best is not None
+    assert toy.share(best.config) <= 1.03 * optimum(toy, 0.01)
+
+
 def proposals(toy: Toy, parent: str, count: int = 200) -> tuple[list[float], list[float]]:
-    """Drop and time ÷ FP32's of what Guided proposes after one trial, uniform in the scheme `parent`."""
+    """Drop and time ÷ FP32's of the moves that Guided proposes after one trial, uniform in the scheme `parent`."""
     wanted = space(precisions=["fp32", "int8"], constraints={"max_drop": 0.005})
     search = Search(toy, wanted)
     assert search.study is not None
     search.study.enqueue_trial({**dict.fromkeys(toy.names, parent), "rest": "fp32", "recipe": "default"})
     (trial,) = search.run(1)
     assert trial.feasible == (parent == "fp32")
-    sampler = Guided(search.choices, Guide(search.choices, toy.graph, toy.sensitivity, "latency"), seed=0)
+    guide = Guide(search.choices, toy.graph, toy.sensitivity, "latency")
+    sampler = Guided(search.choices, guide, seed=0, planned=0)
     frozen = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING)
     configs = [search.choices.config(sampler.sample_relative(search.study, frozen, {})) for _ in range(count)]
     return [toy.drop(config) for config in configs], [toy.share(config) for config in configs]
 
 
 def test_a_parent_within_the_limits_is_made_faster() -> None:
-    """From FP32 every move is towards INT8; the likely ones cost little: most children stay within the drop."""
+    """From FP32 every move is towards INT8, unless a second one takes it back; the likely ones cost little: most
+    children stay within the drop."""
     toy = Toy.random(12)
     drops, shares = proposals(toy, "fp32")
-    assert max(shares) < 1
+    assert np.mean([share < 1 for share in shares]) > 0.98
     assert np.mean([drop <= 0.005 for drop in drops]) > 0.8
 
 

@@ -1,0 +1,114 @@
+"""Planner: proposes what the models of cost and error say is best, at the error where trials begin to fail.
+
+Trials tell both models how far they are off. Costs are drawn from what the trials leave possible (Thompson sampling,
+Russo et al. 2018), so that proposals differ where something is still to be learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from optuna.trial import FrozenTrial
+
+from mixq.searcher.choices import RATE, RECIPE, STEPS, Choices, Params
+from mixq.searcher.cost import CostModel, Observation
+from mixq.searcher.solve import Errors, Prices, cheapest_within
+from mixq.searcher.study import EVALUATION, GLIMPSE, is_feasible
+
+SPREAD = 0.3  # of the logarithm of the error that is aimed at
+STEP_DOWN = 4.0  # below the least error that failed, where nothing with an error passed yet
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a trial says: predicted and measured error (None: not known), and whether it passed."""
+
+    recipe: str
+    predicted: float
+    measured: float | None
+    passed: bool
+
+
+class Planner:
+    """Proposes parameters; knows the trials of one study, each looked at once."""
+
+    def __init__(self, choices: Choices, cost: CostModel, errors: Errors, prices: Prices | None = None) -> None:
+        """`prices`: of an objective that is known exactly, such as size; else those of `cost`, as trials teach it."""
+        self._choices, self._cost, self._errors = choices, cost, errors
+        self._prices = prices
+        self._seen: set[int] = set()
+        self._observations: list[Observation] = []
+        self._tried: list[Tried] = []
+
+    def propose(self, trials: Sequence[FrozenTrial], rng: np.random.Generator) -> Params:
+        """The cheapest parameters, by a draw of the costs, within an error drawn around that where trials fail."""
+        for trial in trials:
+            if trial.number not in self._seen:
+                self._look_at(trial)
+        recipe = self._best_recipe(rng)
+        factor = self._factor(recipe)
+        limit = self._limit() * float(np.exp(SPREAD * rng.standard_normal())) / factor
+        if self._prices is None:
+            self._cost.fit(self._observations, rng)
+        prices = self._prices or Prices(
+            lambda unit, kind: self._cost.term(unit.name, kind),
+            lambda kind: self._cost.term("rest", kind),
+            lambda a, b: self._cost.term("border", a, b),
+            self._cost.crossings,
+        )
+        return cheapest_within(self._choices, prices, self._errors, limit, self._fixed(recipe))
+
+    def _look_at(self, trial: FrozenTrial) -> None:
+        found = trial.user_attrs.get(EVALUATION) or trial.user_attrs.get(GLIMPSE)
+        self._seen.add(trial.number)
+        if not isinstance(found, Mapping):
+            return
+        params = {name: str(value) for name, value in trial.params.items()}
+        speedup = found["speedup"]
+        deviation = (1 / speedup["low"] - 1 / speedup["high"]) / 4
+        self._observations.append(self._cost.observe(params, 1 / speedup["median"], deviation))
+        measured = found.get("output_mse") if found.get("kl") is None else found["kl"]
+        if EVALUATION in trial.user_attrs or not is_feasible(trial):
+            self._tried.append(
+                Tried(
+                    params[RECIPE],
+                    self._errors.error(params),
+                    measured,
+                    EVALUATION in trial.user_attrs and is_feasible(trial),
+                )
+            )
+
+    def _factor(self, recipe: str) -> float:
+        """Measured ÷ predicted errors of a recipe, the median; of all recipes where it has none."""
+        ratios = [(t.recipe, t.measured / t.predicted) for t in self._tried if t.measured and t.predicted > 0]
+        own = [ratio for name, ratio in ratios if name == recipe] or [ratio for _, ratio in ratios]
+        return float(np.median(own)) if own else 1.0
+
+    def _best_recipe(self, rng: np.random.Generator) -> str:
+        """That of the least errors; now and then another."""
+        names = list(self._choices.recipes)
+        if rng.random() < 0.15:
+            return str(rng.choice(names))
+        known = {tried.recipe for tried in self._tried if tried.predicted > 0 and tried.measured}
+        return min((name for name in names if name in known), key=self._factor, default=names[0])
+
+    def _limit(self) -> float:
+        """Between the errors of those that pass and those that do not."""
+        errors = [(t.measured or t.predicted * self._factor(t.recipe), t.passed) for t in self._tried]
+        passed = max((error for error, ok in errors if ok), default=0.0)
+        beyond = [error for error, ok in errors if not ok and error > 0]
+        above = [error for error in beyond if error > passed]
+        if not beyond:
+            return np.inf
+        if passed <= 0:
+            return min(beyond) / STEP_DOWN
+        return float(np.sqrt(passed * (min(above) if above else max(beyond))))
+
+    def _fixed(self, recipe: str) -> Params:
+        fixed = {RECIPE: recipe}
+        if self._choices.training:
+            first = self._choices.training[0]
+            fixed |= {STEPS: str(first.steps), RATE: repr(first.learning_rate)}
+        return fixed
