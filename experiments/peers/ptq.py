@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # the project's root:
 from experiments.cifar10_resnet.task import ResNet20, ResNet56
 from experiments.etinynet.task import EtinyNet
 from experiments.peers import networks, nncf_peer, ort_peer
-from experiments.peers.tables import interval, machine_line, markdown, points
+from experiments.tables import interval, machine_line, markdown, points
 from experiments.tiny_darknet.task import TinyDarknet
 from mixq import machine, measures
 from mixq.batches import run_batches

@@ -7,6 +7,7 @@ import re
 
 os.environ.setdefault("OPENVINO_TELEMETRY", "0")
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from mixq.runtimes.base import Executable, Kernel, Runtime
 from mixq.task import Inputs, Outputs
 
 HINT = "INFERENCE_PRECISION_HINT"
+PROFILE_SECONDS, FEWEST_PROFILED, MOST_PROFILED = 0.3, 5, 50  # counters are means of all runs; the first allocates
 SHAPES_KEPT = 4  # compiled models kept per executable, one a set of input shapes
 EXECUTED = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 # Subgraph is a fusion of elementwise ops, which holds a layer only in attention.
@@ -119,8 +121,10 @@ class Compiled(Executable):
     def _profiled(self, inputs: Inputs) -> Any:
         compiled = self._compile(inputs, {**self._properties, "PERF_COUNT": True})
         request = compiled.create_infer_request()
-        for _ in range(3):  # the first runs allocate
+        start, runs = time.perf_counter(), 0
+        while runs < FEWEST_PROFILED or (runs < MOST_PROFILED and time.perf_counter() < start + PROFILE_SECONDS):
             request.infer(dict(inputs))
+            runs += 1
         return compiled
 
     def _request(self, inputs: Inputs) -> Any:

@@ -25,7 +25,7 @@ from mixq.task import Array
 LAYERS = 0.85  # of FP32's latency, until trials tell better
 TRUST = 0.3  # relative deviation of a profile's times from the truth
 WORST_BORDERS = 0.3  # of FP32's latency, if all that layers read were converted
-NOISE = 0.01  # relative, of a speed-up beyond its own interval
+NOISE = 0.02  # relative: what the sum leaves unexplained, beside a speed-up's own interval
 
 Profiles = Mapping[str, Mapping[str, float]]
 """By precision, the µs of each layer in a network that has it everywhere."""

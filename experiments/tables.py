@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from mixq import machine
 from mixq.latency import Interval
 
-PACKAGES = ("openvino", "onnxruntime", "nncf", "torch")
+PACKAGES = ("openvino", "onnxruntime", "optuna", "nncf", "torch")
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
