@@ -85,6 +85,7 @@ def search(
     out: str | Path,
     *,
     max_drop: float | None = None,
+    confidence: float | None = None,
     trials: int = 100,
     timeout: float | None = None,
     runtime: str = "openvino",
@@ -98,7 +99,8 @@ def search(
 ) -> SearchResult:
     """Find the best mixed-precision configuration of `space` for this task on this machine; resume where there is one.
 
-    max_drop (in the primary metric's units) and sampler replace the space's own. trials counts those of earlier runs
+    max_drop (in the primary metric's units), confidence (that the drop on such data is within it, above ½ and below 1)
+    and sampler replace the space's own. trials counts those of earlier runs
     of the study; timeout in seconds. storage: Optuna URL, by default a SQLite file in `out`; tracking: MLflow URI,
     by default a SQLite file in `out`, "none" for none. Ends after the trial in flight on Ctrl-C or SIGTERM. Writes
     the files that the README lists, all of them current after every trial. Raises InputError for bad input.
@@ -108,9 +110,9 @@ def search(
         raise InputError(f"trials must be at least 1 and seed at least 0, got {trials} and {seed}")
     if timeout is not None and not 0 < timeout < math.inf:
         raise InputError(f"timeout must be a positive number of seconds, got {timeout}")
-    wanted = _space(space, max_drop, sampler)
+    wanted = _space(space, max_drop, confidence, sampler)
     folder = _writable(out)
-    evaluator = open_evaluator(task, runtime, threads, progress)
+    evaluator = open_evaluator(task, runtime, threads, progress, wanted.constraints.confidence)
     evaluator.data.warn_if_splits_are_equal()
     names = Names(task_name(task), study or task_name(task).rpartition(":")[2], storage, tracking)
     budget = Budget(trials, began, None if timeout is None else began + timeout)
@@ -172,11 +174,15 @@ def _config(config: str | Path | MixedPrecisionConfig) -> MixedPrecisionConfig:
     return config if isinstance(config, MixedPrecisionConfig) else MixedPrecisionConfig.load(config)
 
 
-def _space(space: str | Path | SearchSpace, max_drop: float | None, sampler: str | None) -> SearchSpace:
+def _space(
+    space: str | Path | SearchSpace, max_drop: float | None, confidence: float | None, sampler: str | None
+) -> SearchSpace:
     loaded = space if isinstance(space, SearchSpace) else load_space(space)
     content = loaded.model_dump()
     if max_drop is not None:
         content["constraints"]["max_drop"] = max_drop
+    if confidence is not None:
+        content["constraints"]["confidence"] = confidence
     if sampler is not None:
         content["sampler"] = sampler
-    return check_space(content, "the search space, with --max-drop and --sampler")
+    return check_space(content, "the search space, with --max-drop, --confidence and --sampler")

@@ -95,6 +95,7 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("--space", required=True, type=Path, help="a YAML file, e.g. search_spaces/cpu.yaml")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
     parser.add_argument("--max-drop", type=float, help="in the metric's own units; replaces the space's")
+    parser.add_argument("--confidence", type=float, help="accept a drop only where its upper bound passes, e.g. 0.9")
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--timeout", type=float, help="seconds")
     parser.add_argument("--seed", type=int, default=0)
@@ -147,8 +148,19 @@ def _search(arguments: Any) -> int:
     from mixq import show
     from mixq.api import search
 
-    names = ("max_drop", "trials", "timeout", "runtime", "threads", "seed", "study", "storage", "tracking", "sampler")
-    options = {name: getattr(arguments, name) for name in (*names, "quiet")}
+    names = (
+        "max_drop",
+        "confidence",
+        "trials",
+        "timeout",
+        "runtime",
+        "threads",
+        "seed",
+        "study",
+        "storage",
+        "tracking",
+    )
+    options = {name: getattr(arguments, name) for name in (*names, "sampler", "quiet")}
     result = search(arguments.task, arguments.space, arguments.out, **options)
     print(show.result(result.summary, result.folder))
     return FOUND if result.feasible else NOTHING_FEASIBLE

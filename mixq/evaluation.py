@@ -30,7 +30,8 @@ class Evaluation:
 
     `drop` is the FP32 model's primary metric less this one's, in the metric's units. Latencies in milliseconds (batch
     1), `speedup` the median of paired ratios FP32 ÷ this; `size_bytes` that of the ONNX file. kl, agreement and ece
-    are None where the outputs are not class scores.
+    are None where the outputs are not class scores. drop_bound: what the drop on data like the search split's stays
+    below, with the confidence that was asked; None where none was.
     """
 
     config_id: str
@@ -48,6 +49,7 @@ class Evaluation:
     kl: float | None
     agreement: float | None
     ece: float | None
+    drop_bound: float | None = None
     kernels: tuple[Kernel, ...] = ()
     silent: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)

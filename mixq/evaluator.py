@@ -29,13 +29,21 @@ from mixq.task import Array, Inputs, Outputs, Task
 class Evaluator:
     """A task on a runtime: the captured graph, its statistics, the FP32 reference, and what measures against it.
 
-    `threads` is for latency; accuracy is evaluated with all cores. Raises InputError for what the task gets wrong.
+    `threads` is for latency; accuracy is evaluated with all cores. `confidence`: of `Evaluation.drop_bound`. Raises
+    InputError for what the task gets wrong.
     """
 
-    def __init__(self, task: Task, runtime: Runtime, threads: int = 1, latency_budget_s: float = 0.1) -> None:
+    def __init__(
+        self,
+        task: Task,
+        runtime: Runtime,
+        threads: int = 1,
+        latency_budget_s: float = 0.1,
+        confidence: float | None = None,
+    ) -> None:
         machine.check_threads(threads)
         self.task, self.runtime, self.threads = task, runtime, threads
-        self.latency_budget_s = latency_budget_s
+        self.latency_budget_s, self.confidence = latency_budget_s, confidence
         self.data = TaskData(task)
         self._graph: Graph | None = None
 
@@ -154,6 +162,7 @@ class Evaluator:
             kl=scores.kl if scores else None,
             agreement=scores.agreement if scores else None,
             ece=scores.ece if scores else None,
+            drop_bound=self._drop_bound(reference, outputs, split),
             kernels=tuple(kernels),
             silent=tuple(self.silent_layers(candidate.config, kernels)),
             seconds=seconds,
@@ -178,6 +187,14 @@ class Evaluator:
 
     def _primary_metric(self, outputs: Outputs, targets: Array) -> float:
         return float(self.task.metrics(outputs, targets)[self.task.primary])
+
+    def _drop_bound(self, reference: Outputs, outputs: Outputs, split: Split) -> float | None:
+        """The upper end of the drop's interval, one-sided."""
+        if self.confidence is None:
+            return None
+        rows, both = self.task.rows_per_sample, 2 * self.confidence - 1
+        metric = self._primary_metric
+        return measures.drop_interval(metric, reference, outputs, split.targets, rows, confidence=both)[1]
 
     def profile(self, candidate: Candidate) -> tuple[Kernel, ...]:
         """The kernel audit with each kernel's time, at batch 1 and `threads` threads."""

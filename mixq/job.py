@@ -181,6 +181,7 @@ class SearchJob:
         return {
             "metric": evaluation.metric,
             "drop": evaluation.drop,
+            "drop_bound": evaluation.drop_bound,
             "latency_ms": evaluation.latency_ms.median,
             "speedup": evaluation.speedup.median,
             "speedup_interval": [evaluation.speedup.low, evaluation.speedup.high],

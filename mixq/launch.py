@@ -44,10 +44,12 @@ ANALYSIS_ROWS = 200  # search rows that a search's own analysis looks at, for IN
 NO_TRACKING = "none"
 
 
-def open_evaluator(task: str | Task, runtime: str, threads: int, progress: Progress) -> Evaluator:
+def open_evaluator(
+    task: str | Task, runtime: str, threads: int, progress: Progress, confidence: float | None = None
+) -> Evaluator:
     """The evaluator of a task, checked, captured and calibrated: everything that can be refused is refused here."""
     loaded = load_task(task) if isinstance(task, str) else task
-    evaluator = Evaluator(loaded, get_runtime(runtime), threads)
+    evaluator = Evaluator(loaded, get_runtime(runtime), threads, confidence=confidence)
     rows = sum(len(next(iter(batch.values()))) for batch in evaluator.data.calibration)
     evaluator.data.split("search")
     progress.say(f"capturing {task_name(task)} on {runtime} {evaluator.runtime.version}")

@@ -60,7 +60,7 @@ def result(summary: Mapping[str, Any], folder: Path) -> str:
     lines = [
         f"{best['speedup']:.2f}× as fast as FP32 ({best['latency_ms']:.3f} ms, {summary['threads']} thread(s), "
         f"{summary['runtime']}), {best['compression']:.2f}× smaller ({best['size_bytes'] / 1e6:.2f} MB)",
-        f"{summary['primary']} {best['metric']:.4f}, drop {best['drop']:+.4f} on the search split",
+        f"{summary['primary']} {best['metric']:.4f}, drop {best['drop']:+.4f} on the search split{_bound(summary)}",
     ]
     held = best["holdout"]
     if held:
@@ -75,6 +75,12 @@ def result(summary: Mapping[str, Any], folder: Path) -> str:
         f"{summary['wall_s']:.0f} s, best found after {summary['time_to_best_s']:.0f} s; everything is in {folder}"
     )
     return "\n".join(lines)
+
+
+def _bound(summary: Mapping[str, Any]) -> str:
+    """With a confidence: what the drop stays below."""
+    bound, confidence = summary["best"].get("drop_bound"), summary["constraints"].get("confidence")
+    return "" if bound is None else f", at most {bound:+.4f} with a confidence of {confidence:g}"
 
 
 def evaluation(found: EvaluationReport) -> str:

@@ -16,7 +16,8 @@ def violations(found: Evaluation | Glimpse, constraints: Constraints) -> dict[st
     """How far each stated limit is exceeded, ≤ 0 where it is met; without those that nothing is known of yet."""
     beyond = {}
     if constraints.max_drop is not None and found.drop is not None:
-        beyond["drop"] = found.drop - constraints.max_drop - TOLERANCE
+        bound = found.drop_bound if isinstance(found, Evaluation) else None
+        beyond["drop"] = (found.drop if bound is None else bound) - constraints.max_drop - TOLERANCE
     if constraints.max_latency_ms is not None:
         beyond["latency_ms"] = found.latency_ms.median - constraints.max_latency_ms
     if constraints.max_size_mb is not None:

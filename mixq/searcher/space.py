@@ -48,9 +48,14 @@ class TrainingSpace(_Part):
 
 
 class Constraints(_Part):
-    """Limits that a configuration must keep; None: no limit. max_drop is in the primary metric's units."""
+    """Limits that a configuration must keep; None: no limit. max_drop is in the primary metric's units.
+
+    confidence: with which the drop on data like the search split's is to be within max_drop (one-sided bound of the
+    paired bootstrap); None: the drop on the search split itself decides.
+    """
 
     max_drop: float | None = Field(default=0.005, ge=0, allow_inf_nan=False)
+    confidence: float | None = Field(default=None, gt=0.5, lt=1)
     max_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_size_mb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 

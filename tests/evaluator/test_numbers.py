@@ -16,8 +16,9 @@ from mixq.config import LayerScheme
 from mixq.corruptions import Corruption
 from mixq.dataset import row_count
 from mixq.evaluation import Candidate, DroppedError, Glimpse
+from mixq.evaluator import Evaluator
 from mixq.race import look_points
-from mixq.runtimes import NAMES
+from mixq.runtimes import NAMES, get_runtime
 from mixq.task import Array, Inputs
 from tests.digits_helpers import digits
 from tests.evaluator.configurations import BF16, FP16, INT8, all_in, only
@@ -174,6 +175,22 @@ def test_a_corruption_is_applied_to_every_batch() -> None:
     found = only(evaluator.outputs(evaluator.reference, split, corrupt))
     assert sum(seen) == split.rows == len(found)
     assert np.ptp(found, axis=0).max() < 1e-5
+
+
+def test_with_a_confidence_the_drop_has_a_bound() -> None:
+    """That of the paired bootstrap, one-sided; FP32's own is 0."""
+    known = digits("openvino")
+    evaluator = Evaluator(Digits(), get_runtime("openvino"), latency_budget_s=0.0, confidence=0.9)
+    found = evaluator.evaluate(prepared("openvino", INT8))
+    split = known.data.split("search")
+    before = only(known.reference_outputs("search")).argmax(1) == split.targets
+    after = only(known.outputs(prepared("openvino", INT8), split)).argmax(1) == split.targets
+    differences = before.astype(float) - after
+    rng = np.random.default_rng(1)
+    drops = [rng.choice(differences, len(differences)).mean() for _ in range(4000)]
+    assert found.drop_bound == pytest.approx(np.quantile(drops, 0.9), abs=1.5 / len(differences))
+    assert evaluator.evaluate(evaluator.reference).drop_bound == 0
+    assert known.evaluate(known.reference).drop_bound is None
 
 
 @pytest.mark.parametrize("runtime", NAMES)

@@ -100,6 +100,12 @@ def test_a_drop_is_met_but_for_the_rounding_of_a_difference(drop: float, met: bo
     assert (found["drop"] <= 0) == met
 
 
+@pytest.mark.parametrize(("bound", "met"), [(None, True), (0.005, True), (0.0051, False)])
+def test_with_a_confidence_the_bound_of_the_drop_decides(bound: float | None, met: bool) -> None:
+    found = replace(TOY.evaluation(uniform(TOY, "fp32")), drop=0.001, drop_bound=bound)
+    assert (violations(found, Constraints(max_drop=0.005, confidence=0.9))["drop"] <= 0) == met
+
+
 def test_without_limits_nothing_is_violated() -> None:
     assert violations(TOY.evaluation(uniform(TOY, "int8")), Constraints(max_drop=None)) == {}
 
