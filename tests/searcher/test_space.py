@@ -84,7 +84,11 @@ def test_numbers_may_be_written_as_people_write_them(tmp_path: Path) -> None:
     ("text", "line", "told"),
     [
         ("precisions: [int8]\nprecision: x", 2, [f"precision: unknown field; known: {FIELDS}"]),
-        ("precisions: [int8]\nconstraints:\n  drop: 1", 3, ["constraints.drop: unknown", "known: max_drop, max_lat"]),
+        (
+            "precisions: [int8]\nconstraints:\n  drop: 1",
+            3,
+            ["constraints.drop: unknown", "known: confidence, max_drop, max_lat"],
+        ),
         (
             "precisions: [int8]\noverrides:\n- {layers: a, rest: [fp32]}",
             3,
