@@ -56,7 +56,7 @@ def _measure(runtime: Runtime, threads: int) -> Iterator[Device]:
             continue
         executable = _compiled(runtime, graph, precision, threads)
         latency = measure_pair(reference.bind(inputs), executable.bind(inputs))
-        kernel = executable.audit(graph.layers, inputs)[1]
+        kernel = executable.audit(graph.layers, inputs).kernels[1]
         flops = 2 * sum(layer.macs for layer in graph.layers)
         note = "" if kernel.executed == precision.value else f"runs as {kernel.executed}: no speed, only size"
         yield Device(

@@ -31,7 +31,8 @@ class Evaluation:
     `drop` is the FP32 model's primary metric less this one's, in the metric's units. Latencies in milliseconds (batch
     1), `speedup` the median of paired ratios FP32 ÷ this; `size_bytes` that of the ONNX file. kl, agreement and ece
     are None where the outputs are not class scores. drop_bound: what the drop on data like the search split's stays
-    below, with the confidence that was asked; None where none was.
+    below, with the confidence that was asked; None where none was. conversions: executed nodes that turn floats into
+    codes or back, beside the layers' own kernels.
     """
 
     config_id: str
@@ -50,6 +51,7 @@ class Evaluation:
     agreement: float | None
     ece: float | None
     drop_bound: float | None = None
+    conversions: int | None = None
     kernels: tuple[Kernel, ...] = ()
     silent: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)

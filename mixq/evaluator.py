@@ -127,7 +127,7 @@ class Evaluator:
         seconds = {"train": candidate.train_s, "compile": time.perf_counter() - start}
         measured = time.perf_counter()
         latency = measure_pair(self._reference_call, call, self.latency_budget_s)
-        kernels = executable.audit(self.graph.layers, self.data.example, timed=False)
+        audit = executable.audit(self.graph.layers, self.data.example, timed=False)
         seconds["latency"] = time.perf_counter() - measured
         size, compression = len(candidate.model), len(self.reference.model) / len(candidate.model)
         glimpse = Glimpse(latency.candidate, latency.speedup, size, compression, seconds=seconds)
@@ -163,8 +163,9 @@ class Evaluator:
             agreement=scores.agreement if scores else None,
             ece=scores.ece if scores else None,
             drop_bound=self._drop_bound(reference, outputs, split),
-            kernels=tuple(kernels),
-            silent=tuple(self.silent_layers(candidate.config, kernels)),
+            conversions=audit.conversions,
+            kernels=audit.kernels,
+            silent=tuple(self.silent_layers(candidate.config, audit.kernels)),
             seconds=seconds,
         )
 
@@ -199,7 +200,7 @@ class Evaluator:
     def profile(self, candidate: Candidate) -> tuple[Kernel, ...]:
         """The kernel audit with each kernel's time, at batch 1 and `threads` threads."""
         executable = self.runtime.compile(candidate.model, self.threads, candidate.options)
-        return tuple(executable.audit(self.graph.layers, self.data.example))
+        return executable.audit(self.graph.layers, self.data.example).kernels
 
     def silent_layers(self, config: MixedPrecisionConfig, kernels: Sequence[Kernel]) -> list[str]:
         """Layers that did not execute in what was asked (or what this CPU is known to make of it)."""

@@ -188,7 +188,7 @@ def _outputs(exported: _Exported) -> str:
 
 def _kernels(exported: _Exported) -> str:
     records = exported.certificate.kernels
-    found = exported.executable.audit([record.layer for record in records], exported.probe.example)
+    found = exported.executable.audit([record.layer for record in records], exported.probe.example).kernels
     executed = {kernel.layer: kernel.executed for kernel in found}
     wrong = [
         f"{record.layer.name} executes in {executed.get(record.layer.name)}, the certificate says {record.executed}"

@@ -165,7 +165,7 @@ class Lowered:
 
     def executed(self, inputs: Inputs) -> Mapping[str, str]:
         """Precision by layer, from the audit; without layers that OpenVINO fused into one Subgraph of one precision."""
-        found = self.executable.audit(self.graph.layers, inputs)
+        found = self.executable.audit(self.graph.layers, inputs).kernels
         return {kernel.layer: kernel.executed for kernel in found if not kernel.kernel.startswith("Subgraph")}
 
 

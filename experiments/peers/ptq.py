@@ -125,8 +125,8 @@ def time_network(contest: Contest, seconds: float) -> Timing:
     fastest = min(found, key=lambda name: found[name].speedup.median)
     against_fp32 = measure_pair(contest.compiled(contest.evaluator.reference).bind(example), candidate, seconds)
     progress("; ".join(f"{name} ÷ mixq: {interval(pair.speedup)}" for name, pair in found.items()))
-    conversions = peers[fastest].conversions(example), ours.conversions(example)
-    return Timing(contest.name, fastest, found[fastest], against_fp32, conversions)
+    theirs, own = (model.audit((), example, timed=False).conversions for model in (peers[fastest], ours))
+    return Timing(contest.name, fastest, found[fastest], against_fp32, (theirs, own))
 
 
 @dataclass(frozen=True)

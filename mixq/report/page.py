@@ -72,6 +72,8 @@ def _layers(best: Trial | None, sensitivity: pd.DataFrame | None) -> Markup:
     config = best.config
     steps = [f"{step.name} {dict(step.params) or ''}".strip() for step in config.recipe]
     facts = f"Everything that is not a layer: {config.rest}. Recipe: {', '.join(steps) or 'none'}."
+    if best.evaluation is not None and best.evaluation.conversions is not None:
+        facts += f" {best.evaluation.conversions} executed conversions between floats and codes."
     if config.training is not None:
         facts += f" Trained for {config.training.steps} steps at a learning rate of {config.training.learning_rate:g}."
     chips = [join(_chip(scheme), f" {count} ") for scheme, count in config.counts().items()]

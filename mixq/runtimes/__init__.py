@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from mixq.errors import InputError
-from mixq.runtimes.base import Executable, Kernel, Runtime
+from mixq.runtimes.base import Audit, Executable, Kernel, Runtime
 
 _RUNTIMES = {
     "openvino": "mixq.runtimes.openvino:OpenVino",
@@ -14,7 +14,7 @@ _RUNTIMES = {
 
 NAMES = tuple(_RUNTIMES)
 
-__all__ = ["NAMES", "Executable", "Kernel", "Runtime", "get_runtime"]
+__all__ = ["NAMES", "Audit", "Executable", "Kernel", "Runtime", "get_runtime"]
 
 
 def get_runtime(name: str) -> Runtime:

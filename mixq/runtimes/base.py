@@ -28,6 +28,15 @@ class Kernel:
     time_us: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What the runtime executed: the kernel of each layer, in the layers' order; how many executed nodes turn floats
+    into codes or back, beside the layers' own kernels."""
+
+    kernels: tuple[Kernel, ...]
+    conversions: int
+
+
 class Executable(ABC):
     """A compiled model. Not safe for use by several threads at once."""
 
@@ -40,15 +49,12 @@ class Executable(ABC):
         """A call that runs the model on these inputs and does nothing else: what latency is measured on."""
 
     @abstractmethod
-    def audit(self, layers: Sequence[Layer], inputs: Inputs, *, timed: bool = True) -> list[Kernel]:
-        """The kernel of each layer, read from what the runtime really executes on `inputs`.
+    def audit(self, layers: Sequence[Layer], inputs: Inputs, *, timed: bool = True) -> Audit:
+        """Read from what the runtime really executes on `inputs`.
 
-        timed: with the time of each, which may take a second, instrumented compilation; without, it may be missing.
+        timed: with the time of each kernel, which may take a second, instrumented compilation; without, it may be
+        missing.
         """
-
-    @abstractmethod
-    def conversions(self, inputs: Inputs) -> int:
-        """How many executed nodes turn floats into codes or back, beside the layers' own kernels."""
 
 
 class Runtime(ABC):

@@ -14,7 +14,7 @@ from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision
 from mixq.errors import InputError
 from mixq.graph.model import Layer
 from mixq.graph.placement import VALUE_PRESERVING, Placement
-from mixq.runtimes.base import Executable, Kernel, Runtime
+from mixq.runtimes.base import Audit, Executable, Runtime
 from mixq.runtimes.onnxruntime_audit import conversion_count, executed_nodes, kernels
 from mixq.task import Inputs, Outputs
 
@@ -127,7 +127,7 @@ class _Session(Executable):
         run = self._session.run_with_iobinding
         return lambda: run(binding)
 
-    def audit(self, layers: Sequence[Layer], inputs: Inputs, *, timed: bool = True) -> list[Kernel]:
+    def audit(self, layers: Sequence[Layer], inputs: Inputs, *, timed: bool = True) -> Audit:
         # Its times come with the optimized graph, which only a session made for it writes: nothing is saved without.
         with TemporaryDirectory(prefix="mixq-") as folder:
             options = _session_options(self._threads, self._entries)
@@ -137,15 +137,9 @@ class _Session(Executable):
             session = _open(self._model, options)
             for _ in range(PROFILED_RUNS):
                 _guarded(inputs, lambda: session.run(self._names, _contiguous(inputs)))
-            nodes = executed_nodes(Path(options.optimized_model_filepath), Path(session.end_profiling()))
-        return kernels(layers, nodes, self._model)
-
-    def conversions(self, inputs: Inputs) -> int:
-        with TemporaryDirectory(prefix="mixq-") as folder:
-            options = _session_options(self._threads, self._entries)
-            options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-            _open(self._model, options)
-            return conversion_count(Path(options.optimized_model_filepath))
+            optimized = Path(options.optimized_model_filepath)
+            nodes, count = executed_nodes(optimized, Path(session.end_profiling())), conversion_count(optimized)
+        return Audit(tuple(kernels(layers, nodes, self._model)), count)
 
 
 def _session_options(threads: int, entries: Mapping[str, str]) -> Any:

@@ -20,7 +20,7 @@ from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision
 from mixq.errors import InputError
 from mixq.graph.model import Layer
 from mixq.graph.placement import VALUE_PRESERVING, Placement
-from mixq.runtimes.base import Executable, Kernel, Runtime
+from mixq.runtimes.base import Audit, Executable, Kernel, Runtime
 from mixq.task import Inputs, Outputs
 
 HINT = "INFERENCE_PRECISION_HINT"
@@ -107,16 +107,15 @@ class Compiled(Executable):
         infer = request.infer
         return lambda: infer(None) and None
 
-    def audit(self, layers: Sequence[Layer], inputs: Inputs, *, timed: bool = True) -> list[Kernel]:
+    def audit(self, layers: Sequence[Layer], inputs: Inputs, *, timed: bool = True) -> Audit:
         # Counters slow the model down by some 3 %, so the model whose latency is measured has none.
         compiled = self._profiled(inputs) if timed else self._request(inputs).get_compiled_model()
-        nodes = [_info(node) for node in compiled.get_runtime_model().get_ordered_ops()]
+        executed = compiled.get_runtime_model().get_ordered_ops()
+        nodes = [_info(node) for node in executed]
         outputs = {node.name: node.output[0] for node in onnx.load_model_from_string(self._onnx).graph.node}
-        return [_kernel(layer.name, {layer.output, outputs.get(layer.name, layer.output)}, nodes) for layer in layers]
-
-    def conversions(self, inputs: Inputs) -> int:
-        nodes = self._request(inputs).get_compiled_model().get_runtime_model().get_ordered_ops()
-        return sum(_converts(node) for node in nodes)
+        names = {layer.name: {layer.output, outputs.get(layer.name, layer.output)} for layer in layers}
+        kernels = tuple(_kernel(layer, written, nodes) for layer, written in names.items())
+        return Audit(kernels, sum(_converts(node) for node in executed))
 
     def _profiled(self, inputs: Inputs) -> Any:
         compiled = self._compile(inputs, {**self._properties, "PERF_COUNT": True})

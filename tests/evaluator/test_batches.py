@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mixq.batches import run_batches
-from mixq.runtimes import Executable, Kernel
+from mixq.runtimes import Audit, Executable
 from mixq.task import Inputs, Outputs
 
 ONLY_RUNS = "batches are run: nothing is to be timed or audited"
@@ -27,11 +27,8 @@ class Recorded(Executable):
     def bind(self, inputs: Inputs) -> Callable[[], None]:
         raise AssertionError(ONLY_RUNS)
 
-    def audit(self, layers: Sequence[object], inputs: Inputs, *, timed: bool = True) -> list[Kernel]:
+    def audit(self, layers: Sequence[object], inputs: Inputs, *, timed: bool = True) -> Audit:
         raise AssertionError(ONLY_RUNS)
-
-    def conversions(self, inputs: Inputs) -> int:
-        raise AssertionError("only run() is looked at here")
 
 
 @pytest.mark.parametrize("counts", [[4, 4, 4], [4, 4, 3], [4, 1], [1]])

@@ -59,7 +59,7 @@ def test_fp32_is_torchs(runtime: str) -> None:
     evaluation = evaluator.evaluate(evaluator.reference)
     assert evaluation.metric == evaluation.metrics["top1"] == top1(wanted, labels)
     assert (evaluation.drop, evaluation.output_mse, evaluation.compression) == (0, 0, 1)
-    assert (evaluation.kl, evaluation.agreement, evaluation.silent) == (0, 1, ())
+    assert (evaluation.kl, evaluation.agreement, evaluation.silent, evaluation.conversions) == (0, 1, (), 0)
     assert {kernel.executed for kernel in evaluation.kernels} == {"fp32"}
 
 
@@ -70,6 +70,8 @@ def test_int8_runs_as_int8_and_stays_close(runtime: str) -> None:
     assert evaluation.silent == ()
     assert [kernel.layer for kernel in evaluation.kernels] == evaluator.graph.layer_names
     assert {kernel.executed for kernel in evaluation.kernels} == {"int8"}
+    assert evaluation.conversions is not None
+    assert 1 <= evaluation.conversions <= 4  # at the input and the output, around what has no integer kernel
     assert evaluation.compression > 3
     assert evaluation.agreement is not None
     assert evaluation.agreement > 0.98

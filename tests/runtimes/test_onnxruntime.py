@@ -42,7 +42,9 @@ def test_float_layers_between_int8_layers_stay_float() -> None:
     graph = net.graph(net.conv(net.conv(net.conv("x", 8, "a"), 8, "b"), 8, "c"), example=images(3, 8), ranks=[4])
     model = lowered(graph, schemes(graph, "int8", b="fp32"), ORT, EXAMPLE)
     assert model.executed(EXAMPLE) == {"a": "int8", "b": "fp32", "c": "int8"}
-    plain = {kernel.layer: kernel.executed for kernel in ORT.compile(model.model, 1).audit(graph.layers, EXAMPLE)}
+    plain = {
+        kernel.layer: kernel.executed for kernel in ORT.compile(model.model, 1).audit(graph.layers, EXAMPLE).kernels
+    }
     assert plain["b"] == "int8"
 
 

@@ -92,7 +92,7 @@ def test_threads_do_not_change_the_outputs_by_much(runtime: Runtime, threads: in
 
 
 def test_the_audit_names_every_layer_once_and_in_order(runtime: Runtime) -> None:
-    kernels = runtime.compile(fp32(), 1).audit(residual().layers, IMAGES)
+    kernels = runtime.compile(fp32(), 1).audit(residual().layers, IMAGES).kernels
     assert [kernel.layer for kernel in kernels] == residual().layer_names
     assert {kernel.executed for kernel in kernels} == {"fp32"}
     assert all(kernel.kernel for kernel in kernels)
@@ -101,7 +101,7 @@ def test_the_audit_names_every_layer_once_and_in_order(runtime: Runtime) -> None
 
 def test_the_audit_sees_int8_kernels_and_times(runtime: Runtime) -> None:
     model = lowered(residual(), schemes(residual(), "int8", left="fp32"), runtime, images(16, name="image"))
-    kernels = model.executable.audit(residual().layers, IMAGES)
+    kernels = model.executable.audit(residual().layers, IMAGES).kernels
     assert {kernel.layer: kernel.executed for kernel in kernels} == {
         "stem": "int8",
         "left": "fp32",
@@ -114,7 +114,7 @@ def test_the_audit_sees_int8_kernels_and_times(runtime: Runtime) -> None:
 def test_conversions_are_counted(runtime: Runtime) -> None:
     """INT8 throughout has those of the image and perhaps of the outputs; a float layer in the middle adds its own."""
     found = [
-        lowered(residual(), config, runtime, images(16, name="image")).executable.conversions(IMAGES)
+        lowered(residual(), config, runtime, images(16, name="image")).executable.audit((), IMAGES).conversions
         for config in (
             schemes(residual(), "fp32"),
             schemes(residual(), "int8"),
@@ -127,7 +127,7 @@ def test_conversions_are_counted(runtime: Runtime) -> None:
 def test_a_layer_that_is_not_there_is_unknown(runtime: Runtime) -> None:
     net = Net(3, 8, 8, name="image")
     graph = net.graph(net.conv("image", 4, "elsewhere"), example=images(3, name="image"), ranks=[4])
-    (kernel,) = runtime.compile(fp32(), 1).audit(graph.layers, IMAGES)
+    (kernel,) = runtime.compile(fp32(), 1).audit(graph.layers, IMAGES).kernels
     assert kernel.executed == "unknown"
 
 
@@ -170,7 +170,7 @@ def test_what_is_not_refused_executes_as_expected(runtime: Runtime) -> None:
             continue
         config = schemes(residual(), precision)
         model = lowered(residual(), config, runtime, images(16, name="image"))
-        found = {kernel.executed for kernel in model.executable.audit(residual().layers, IMAGES)}
+        found = {kernel.executed for kernel in model.executable.audit(residual().layers, IMAGES).kernels}
         assert found == {runtime.expected(precision)}
 
 
