@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mixq import machine
-from mixq.batches import run_batches
-from mixq.dataset import Split, rebatched
+from mixq.batches import concatenated, run_batch
+from mixq.dataset import Split
 from mixq.evaluation import Candidate
 from mixq.evaluator import Evaluator
 from mixq.graph import serialize
@@ -53,7 +53,7 @@ class Front:
         model = candidate.model
         if self._cut is not None:
             model = serialize(tail(deserialize(model), self._cut.tensors))
-        return self._run(model, candidate.options)
+        return concatenated(self._run(model, candidate.options))
 
     def _first_change(self, layer: Layer) -> int:
         """The number of the first node behind which the lowered graph may differ: where pairs may stand, at least."""
@@ -71,10 +71,11 @@ class Front:
     def _move(self, cut: Cut) -> None:
         model = self._evaluator.graph.model
         start = self._cut.tensors if self._cut is not None else [str(value.name) for value in model.graph.inputs]
-        values = self._run(serialize(tail(model, start, cut.tensors)), self._evaluator.reference.options)
-        self._batches = list(rebatched([values], self._evaluator.data.batch_rows))
+        part = serialize(tail(model, start, cut.tensors))
+        self._batches = self._run(part, self._evaluator.reference.options)
         self._cut = cut
 
-    def _run(self, model: bytes, options: Mapping[str, str]) -> Outputs:
+    def _run(self, model: bytes, options: Mapping[str, str]) -> list[Outputs]:
+        """What the model gives for each batch."""
         executable = self._evaluator.runtime.compile(model, machine.cores(), options)
-        return run_batches(executable, self._batches, self._evaluator.data.batch_rows)
+        return [run_batch(executable, batch, self._evaluator.data.batch_rows) for batch in self._batches]

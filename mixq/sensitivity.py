@@ -123,6 +123,7 @@ def analyze(
     ratios = {scheme: _signal_to_noise(evaluator, scheme, recipe) for scheme in dict.fromkeys(s for _, s in jobs)}
     reference = {name: value[: split.rows] for name, value in evaluator.reference_outputs("search").items()}
     front = Front(evaluator, split)
+    before = evaluator.data.metrics(reference, split)[evaluator.task.primary]
     deltas = Deltas(reference, split.targets)
     found = []
     for done, (layer, scheme) in enumerate(jobs):
@@ -131,7 +132,7 @@ def analyze(
         front.advance_to(layer)
         outputs = front.outputs(evaluator.prepare(single(evaluator, layer, scheme, recipe)))
         deltas.add(layer.name, str(scheme), outputs)
-        found.append(_row(evaluator, layer, scheme, ratios[scheme][layer.name], split, reference, outputs))
+        found.append(_row(evaluator, layer, scheme, ratios[scheme][layer.name], split, reference, outputs, before))
     return Sensitivity(_ranked(found), split.rows, deltas.interactions())
 
 
@@ -187,8 +188,10 @@ def _row(
     split: Split,
     reference: Outputs,
     outputs: Outputs,
+    before: float,
 ) -> SensitivityRow:
-    before, after = (evaluator.data.metrics(found, split)[evaluator.task.primary] for found in (reference, outputs))
+    """`before`: FP32's primary metric on `split`."""
+    after = evaluator.data.metrics(outputs, split)[evaluator.task.primary]
     scores = measures.class_measures(reference, outputs, split.targets)
     return SensitivityRow(
         layer=layer.name,
