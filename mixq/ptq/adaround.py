@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mixq import affine
-from mixq.ptq.moments import Moments, collect_moments, matrices_of
+from mixq.ptq.moments import Moments, collect_moments, in_parts, joined, matrices_of
 from mixq.ptq.networks import Walk
 from mixq.ptq.state import Material, Prepared
 from mixq.task import Array
@@ -45,17 +45,19 @@ class AdaRound:
             moments = collect_moments(walk.inputs(prepared, layer), matrix, material)
             weight = matrix.rows(prepared.graph.weight(layer.weight)).astype(np.float64)
             scale = matrix.by_row(prepared.weight_qparams(name).scale).astype(np.float64)
-            rounded = matrix.weight((self._codes(weight, scale, moments) * scale).astype(np.float32))
+            wanted = in_parts((weight / scale).transpose(1, 0, 2)).transpose(1, 0, 2)
+            codes = joined(self._codes(wanted, moments).transpose(1, 0, 2), weight.shape[-1]).transpose(1, 0, 2)
+            rounded = matrix.weight((codes * scale).astype(np.float32))
             prepared = replace(prepared, values={**prepared.values, (name, 1): rounded})
         return prepared
 
-    def _codes(self, weight: Array, scale: Array, moments: Moments) -> Array:
-        """Codes, in the shape of `weight` (groups, rows, columns).
+    def _codes(self, wanted: Array, moments: Moments) -> Array:
+        """Codes, in the shape of the weight ÷ scale `wanted` (groups × parts, rows, columns).
 
         With codes c, w in units of the scale, and e = c − w, the error of a row is e·x̂ + w·(x̂ − x); the mean of its
         square is e H eᵀ + 2 e·d + a constant, with H = E x̂x̂ᵀ and d = w E (x̂ − x)x̂ᵀ, of which `drift` is taken.
         """
-        wanted, form = weight / scale, moments.qq / moments.count
+        form = moments.qq / moments.count
         drift = self.drift * (wanted @ (form - moments.xq / moments.count))
         return descend(wanted, _shrunk(form, self.shrinkage), drift, self.sweeps)
 

@@ -22,6 +22,7 @@ from mixq.task import Array
 
 SAMPLES = 2**15  # output positions of a layer that are looked at, over all batches
 MEAN_SAMPLES = 2**13  # a mean settles sooner than products do
+MOST_COLUMNS = 4608  # 3 × 3 × 512: of inputs whose products are kept together; their number grows with the square
 MOST_BYTES = 2**28  # of the activations of one batch that are held at a time
 
 
@@ -58,12 +59,30 @@ def in_turn(layers: Sequence[Layer], material: Material, most: int) -> Iterator[
 
 
 def collect_moments(inputs: Iterable[tuple[Array, Array]], matrix: LayerMatrix, material: Material) -> Moments:
-    """The moments of one layer, from its input in FP32 and INT8 batch by batch."""
+    """The moments of one layer, from its input in FP32 and INT8 batch by batch; in parts where it has many columns."""
     found, most = Moments(), max(1, SAMPLES // len(material.batches))
     for number, (x, q) in enumerate(inputs):
         draw = partial(np.random.default_rng, [material.seed, number])  # the same positions of both
-        found.update(matrix.columns(x, most, draw()), matrix.columns(q, most, draw()))
+        found.update(in_parts(matrix.columns(x, most, draw())), in_parts(matrix.columns(q, most, draw())))
     return found
+
+
+def in_parts(values: Array) -> Array:
+    """(…, groups, columns) as (…, groups × parts, MOST_COLUMNS at most), the last part filled up with zeros."""
+    *leading, groups, columns = values.shape
+    parts = -(-columns // MOST_COLUMNS)
+    if parts == 1:
+        return values
+    size = -(-columns // parts)
+    padded = np.pad(values, [(0, 0)] * (len(leading) + 1) + [(0, parts * size - columns)])
+    return padded.reshape(*leading, groups * parts, size)
+
+
+def joined(values: Array, columns: int) -> Array:
+    """The inverse of `in_parts`."""
+    *leading, parts, _ = values.shape
+    groups = parts // -(-columns // MOST_COLUMNS)
+    return values.reshape(*leading, groups, -1)[..., :columns]
 
 
 def mean_columns(prepared: Prepared, material: Material, layers: Sequence[Layer]) -> dict[str, Array]:

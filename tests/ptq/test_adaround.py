@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mixq import affine, measures
 from mixq.config import RecipeStep
 from mixq.graph import Run, serialize
-from mixq.ptq import Material, Prepared, Quantizer
+from mixq.ptq import Material, Prepared, Quantizer, moments
 from mixq.ptq.adaround import BLOCK, AdaRound, descend
 from mixq.ptq.networks import int8_model
 from mixq.runtimes import get_runtime
@@ -209,3 +209,33 @@ def test_tells_which_layer_it_rounds() -> None:
     AdaRound(sweeps=1).apply(prepared(), Material(MATERIAL.batches, ort_run, ORT.placement, progress=lines.append))
     assert lines[0] == "rounding layer 1/4: stem"
     assert len(lines) == 4
+
+
+@pytest.mark.parametrize("most", [7, 12, 24, 30])
+def test_layers_with_many_columns_are_rounded_in_parts(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """27 columns in each of 2 groups: still no worse than to the nearest."""
+    net = Net(6, 8, 8)
+    graph = net.graph(net.conv("x", 4, "layer", kernel=3, groups=2), example=images(2, 6), ranks=[4])
+    material = Material([images(64, 6)], ort_run, ORT.placement)
+    nearest = Quantizer(graph, material).prepared((CALIBRATE,))
+
+    def error(recipe: tuple[RecipeStep, ...]) -> float:
+        prepared = Quantizer(graph, material).prepared(recipe)
+        found = ort_run(serialize(int8_model(prepared, material)))(images(64, 6, seed=1))
+        return measures.relative_mse(ort_run(serialize(graph.model))(images(64, 6, seed=1)), found)
+
+    monkeypatch.setattr(moments, "MOST_COLUMNS", most)
+    recipe = (CALIBRATE, RecipeStep(name="adaround"))
+    rounded = Quantizer(graph, material).prepared(recipe)
+    step = nearest.weight_qparams("layer").scale.reshape(-1, 1, 1, 1)
+    assert np.abs(rounded.weight("layer") - graph.weight("layer.weight")).max() <= step.max() * 1.001
+    assert error(recipe) <= 1.02 * error((CALIBRATE,))
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 24), (1, 30), (3, 4, 7)])
+def test_parts_are_joined_again(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "MOST_COLUMNS", 7)
+    values = np.random.default_rng(0).normal(size=shape)
+    found = moments.in_parts(values)
+    assert found.shape[-1] <= 7
+    np.testing.assert_array_equal(moments.joined(found, shape[-1]), values)
