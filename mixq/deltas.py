@@ -38,8 +38,11 @@ class Interactions:
 
     def error(self, schemes: Mapping[str, str]) -> float:
         """Predicted error (KL in nats, else relative squared error) of layers in these schemes, all others in FP32."""
-        chosen = np.array([schemes.get(layer) == scheme for layer, scheme in self.keys], bool)
-        return float(self.matrix[np.ix_(chosen, chosen)].sum()) if chosen.any() else 0.0
+        return self.weighted(np.array([schemes.get(layer) == scheme for layer, scheme in self.keys], np.float64))
+
+    def weighted(self, shares: Array) -> float:
+        """Predicted error where each delta, in the order of `keys`, counts with this share."""
+        return float(shares @ self.matrix @ shares)
 
     @cached_property
     def matrix(self) -> Array:
@@ -53,8 +56,8 @@ class Deltas:
     def __init__(self, reference: Outputs, targets: Array, seed: int = 0) -> None:
         scores = measures.class_scores(reference, targets)
         self._reference, self._targets, self._seed = reference, targets, seed
-        self._chances = None if scores is None else measures.probabilities(scores)
         self._given = scores is not None and measures.are_probabilities(scores)
+        self._chances = None if scores is None else measures.probabilities(scores, self._given)
         self._found: dict[Key, Array] = {}
 
     def add(self, layer: str, scheme: str, outputs: Outputs) -> None:

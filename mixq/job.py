@@ -17,6 +17,7 @@ from mixq.errors import InputError
 from mixq.evaluation import Candidate, Evaluation
 from mixq.evaluator import Evaluator
 from mixq.exporter import export
+from mixq.report.tables import is_fp32
 from mixq.searcher.choices import Choices
 from mixq.searcher.objective import EQUAL, best_of, cautious_value
 from mixq.searcher.run import Budget
@@ -53,11 +54,11 @@ class SearchJob:
     def best(self) -> Trial | None:
         """The best feasible trial that beats FP32 in the first objective, or FP32's own; None: nothing is feasible."""
         found = best_of(self.trials, self.space.objectives[0])
-        if found is None or found.evaluation is None or _is_fp32(found):
+        if found is None or found.evaluation is None or is_fp32(found):
             return found
         if cautious_value(found.evaluation, self.space.objectives[0]) < 1:
             return found
-        return next((trial for trial in self.trials if trial.feasible and _is_fp32(trial)), None)
+        return next((trial for trial in self.trials if trial.feasible and is_fp32(trial)), None)
 
     def on_trial(self, trial: Trial, candidate: Candidate | None) -> None:
         """Log the trial; where the best changed, export it and report on it from the holdout split."""
@@ -268,10 +269,6 @@ def sensitivity_frame(sensitivity: Sensitivity) -> pd.DataFrame:
     """A row a layer and scheme, the most sensitive first."""
     rows = sorted(sensitivity.rows, key=lambda row: (row.scheme, row.rank))
     return pd.DataFrame([asdict(row) for row in rows])
-
-
-def _is_fp32(trial: Trial) -> bool:
-    return trial.config.rest is Precision.FP32 and trial.config.counts().keys() == {"fp32"}
 
 
 def exported(folder: Path) -> Certificate | None:

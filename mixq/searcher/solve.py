@@ -44,8 +44,7 @@ class Errors:
 
     def error(self, params: Params) -> float:
         """In nats of KL, else as a share of the outputs' mean square; a trained layer's delta is shortened."""
-        weights = self._weights(params)
-        return float(weights @ self._interactions.matrix @ weights)
+        return self._interactions.weighted(self._weights(params))
 
     def worst(self, unit: Unit) -> str:
         """The scheme of the unit in which its layers alone have the greatest error."""

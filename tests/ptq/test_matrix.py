@@ -36,7 +36,7 @@ def product(graph: Graph, inputs: dict[str, Array]) -> Array:
     return found if matrix.layer.bias is None else np.asarray(found + graph.weight(matrix.layer.bias))
 
 
-def check(graph: Graph, inputs: dict[str, Array], channel_axis: int) -> None:
+def assert_the_product_is_the_layer(graph: Graph, inputs: dict[str, Array], channel_axis: int) -> None:
     """Output, positions in order, against ONNX Runtime's; and the weight, there and back."""
     (want,) = ort_run(serialize(graph.model))(inputs).values()
     want = np.moveaxis(want, channel_axis, -1)
@@ -76,7 +76,7 @@ def windows(draw: st.DrawFn) -> dict[str, Any]:
 def test_convolutions(window: dict[str, Any], channels: int) -> None:
     sizes, kernel = window.pop("sizes"), window.pop("kernel")
     graph = convolution("Conv", sizes, (channels, 4 // window["group"], *kernel), channels, **window)
-    check(graph, data(3, 4, *sizes), 1)
+    assert_the_product_is_the_layer(graph, data(3, 4, *sizes), 1)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -88,7 +88,7 @@ def test_transposed_convolutions(window: dict[str, Any], outputs: int, padded: b
     assume(all(m < s for m, s in zip(more, window["strides"], strict=True)))
     channels = outputs * window["group"]
     graph = convolution("ConvTranspose", sizes, (4, outputs, *kernel), channels, output_padding=more, **window)
-    check(graph, data(3, 4, *sizes), 1)
+    assert_the_product_is_the_layer(graph, data(3, 4, *sizes), 1)
 
 
 @pytest.mark.parametrize("kernel", [2, 3, 4])
@@ -97,14 +97,14 @@ def test_transposed_convolutions(window: dict[str, Any], outputs: int, padded: b
 )
 def test_transposed_convolutions_that_say_how_large_their_output_is(kernel: int, attributes: dict[str, Any]) -> None:
     graph = convolution("ConvTranspose", (5, 5), (4, 3, kernel, kernel), 3, strides=[2, 2], **attributes)
-    check(graph, data(2, 4, 5, 5), 1)
+    assert_the_product_is_the_layer(graph, data(2, 4, 5, 5), 1)
 
 
 @pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER", "VALID"])
 @pytest.mark.parametrize("size", [6, 7])
 def test_convolutions_that_pad_by_themselves(mode: str, size: int) -> None:
     graph = convolution("Conv", (size, size), (4, 4, 3, 3), 4, auto_pad=mode, strides=[2, 2])
-    check(graph, data(2, 4, size, size), 1)
+    assert_the_product_is_the_layer(graph, data(2, 4, size, size), 1)
 
 
 def test_depthwise_convolution_has_a_group_a_channel() -> None:
@@ -120,13 +120,13 @@ def test_gemm(transposed: int, bias: bool) -> None:
     net = Net(6)
     weight = net.weight("w", *((5, 6) if transposed else (6, 5)))
     output = net.op("Gemm", "x", weight, *([net.weight("b", 5)] if bias else []), transB=transposed)
-    check(net.graph(output, example=data(3, 6), ranks=[2]), data(7, 6), 1)
+    assert_the_product_is_the_layer(net.graph(output, example=data(3, 6), ranks=[2]), data(7, 6), 1)
 
 
 def test_matmul_of_tokens() -> None:
     net = Net(9, 6)
     graph = net.graph(net.op("MatMul", "x", net.weight("w", 6, 5)), example=data(3, 9, 6), ranks=[3])
-    check(graph, data(4, 9, 6), 2)
+    assert_the_product_is_the_layer(graph, data(4, 9, 6), 2)
 
 
 def test_gemm_of_transposed_data() -> None:

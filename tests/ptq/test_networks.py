@@ -32,7 +32,7 @@ def material(graph: Graph, runtime: str) -> Material:
     return Material(batches, ort_run, get_runtime(runtime).placement)
 
 
-def check(graph: Graph, found: Material) -> None:
+def assert_the_walk_sees_what_whole_runs_do(graph: Graph, found: Material) -> None:
     prepared: Prepared = Quantizer(graph, found).prepared(CALIBRATE)
     exact, quantized = float_inputs(graph, found, graph.layers), int8_inputs(prepared, found, graph.layers)
     wanted = [(exact(batch), quantized(batch)) for batch in found.batches]
@@ -49,9 +49,9 @@ def check(graph: Graph, found: Material) -> None:
 @pytest.mark.parametrize("graph", [residual, branches], ids=["residual", "branches"])
 def test_layer_by_layer_is_as_all_at_once(graph: object, runtime: str) -> None:
     found = residual() if graph is residual else branches()
-    check(found, material(found, runtime))
+    assert_the_walk_sees_what_whole_runs_do(found, material(found, runtime))
 
 
 def test_a_walk_that_may_keep_nothing_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "MOST_BYTES", 0)
-    check(branches(), material(branches(), "onnxruntime"))
+    assert_the_walk_sees_what_whole_runs_do(branches(), material(branches(), "onnxruntime"))
