@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from mixq import atomic, machine
@@ -14,6 +15,7 @@ from mixq.evaluation import Candidate
 from mixq.evaluator import Evaluator
 from mixq.job import SearchJob
 from mixq.progress import Progress
+from mixq.ptq import PreparedStore
 from mixq.runtimes import get_runtime
 from mixq.searcher.choices import Choices, make_choices
 from mixq.searcher.cost import Profiles, take_profiles
@@ -117,6 +119,7 @@ def open_job(
     )
     if fail_interrupted(study):
         progress.warn("a trial of an earlier run was interrupted; it counts as failed")
+    evaluator.quantizer.store = PreparedStore(folder / "prepared", _prepared_for(evaluator))
     seconds = {"setup": budget.run_s}
     sensitivity = _sensitivity(study, evaluator, seconds, progress)
     profiles = _profiles(study, evaluator, choices, seconds)
@@ -196,6 +199,13 @@ def _identity(evaluator: Evaluator, space: SearchSpace) -> dict[str, str]:
         "threads": str(evaluator.threads),
         "cpu": str(machine.describe()["cpu"]),
     }
+
+
+def _prepared_for(evaluator: Evaluator) -> str:
+    """What the results of recipe steps depend on, besides the steps."""
+    runtime = evaluator.runtime
+    parts = (version("mixq"), evaluator.fingerprint, runtime.name, runtime.version, machine.describe()["cpu"])
+    return " ".join(map(str, parts))
 
 
 def run_job(job: SearchJob, stop: Stop, progress: Progress) -> None:

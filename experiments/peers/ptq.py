@@ -5,13 +5,12 @@ compared starts from the same FP32 graph and the same calibration images, is ope
 """
 
 import argparse
-import math
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from experiments.cifar10_resnet.task import ResNet20, ResNet56
 from experiments.etinynet.task import EtinyNet
 from experiments.peers import networks, nncf_peer, ort_peer
 from experiments.tables import interval, machine_line, markdown, points
+from experiments.timing import geometric_mean, measure_copies
 from experiments.tiny_darknet.task import TinyDarknet
 from mixq import machine, measures
 from mixq.batches import run_batches
@@ -29,7 +29,7 @@ from mixq.errors import InputError
 from mixq.evaluation import Candidate
 from mixq.evaluator import Evaluator
 from mixq.graph import Layer
-from mixq.latency import Interval, PairedLatency, measure_pair
+from mixq.latency import Interval, PairedLatency
 from mixq.runtimes import NAMES, Executable, get_runtime
 from mixq.task import Outputs, Task
 
@@ -90,11 +90,10 @@ class Contest:
         return nncf_peer.opened(self._made[preset], threads)
 
     @cached_property
-    def ort(self) -> Executable:
-        """What quantize_static makes, in a session like mixq's."""
+    def ort(self) -> bytes:
+        """What quantize_static makes."""
         progress(f"{self.name}: quantize_static")
-        made = ort_peer.quantize(self.evaluator.reference.model, self.evaluator.data.calibration)
-        return self.evaluator.runtime.compile(made, 1)
+        return ort_peer.quantize(self.evaluator.reference.model, self.evaluator.data.calibration)
 
 
 @dataclass(frozen=True)
@@ -113,19 +112,19 @@ class Timing:
 
 def time_network(contest: Contest, seconds: float) -> Timing:
     """Every model of the peer against mixq's, and FP32 against mixq's. The peer's fastest counts."""
-    ours = contest.compiled(contest.mixq(TIMED_RECIPE))
-    example = contest.evaluator.data.example
-    if contest.evaluator.runtime.name == "openvino":
-        peers = {preset: contest.nncf(preset, 1) for preset in nncf_peer.PRESETS}
+    evaluator, example = contest.evaluator, contest.evaluator.data.example
+    quantized = contest.mixq(TIMED_RECIPE)
+    ours = partial(contest.compiled, quantized)
+    if evaluator.runtime.name == "openvino":
+        peers = {preset: partial(contest.nncf, preset, 1) for preset in nncf_peer.PRESETS}
     else:
-        peers = {"quantize_static": contest.ort}
-    progress(f"{contest.name}: timing on {contest.evaluator.runtime.name}")
-    candidate = ours.bind(example)
-    found = {name: measure_pair(peer.bind(example), candidate, seconds) for name, peer in peers.items()}
+        peers = {"quantize_static": partial(evaluator.runtime.compile, contest.ort, 1)}
+    progress(f"{contest.name}: timing on {evaluator.runtime.name}")
+    found = {name: measure_copies(peer, ours, example, seconds) for name, peer in peers.items()}
     fastest = min(found, key=lambda name: found[name].speedup.median)
-    against_fp32 = measure_pair(contest.compiled(contest.evaluator.reference).bind(example), candidate, seconds)
+    against_fp32 = measure_copies(partial(contest.compiled, evaluator.reference), ours, example, seconds)
     progress("; ".join(f"{name} ÷ mixq: {interval(pair.speedup)}" for name, pair in found.items()))
-    theirs, own = (model.audit((), example, timed=False).conversions for model in (peers[fastest], ours))
+    theirs, own = (model().audit((), example, timed=False).conversions for model in (peers[fastest], ours))
     return Timing(contest.name, fastest, found[fastest], against_fp32, (theirs, own))
 
 
@@ -203,13 +202,6 @@ def _over_peer(timing: Timing) -> Interval:
 
 def _over_fp32(timing: Timing) -> Interval:
     return timing.against_fp32.speedup
-
-
-def geometric_mean(ratios: Sequence[Interval]) -> Interval:
-    """With the interval that independent errors of the single ratios make: half widths of logarithms in quadrature."""
-    middle = sum(math.log(ratio.median) for ratio in ratios) / len(ratios)
-    half = math.hypot(*(math.log(ratio.high / ratio.low) / 2 for ratio in ratios)) / len(ratios)
-    return Interval(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
 
 
 def accuracy_table(accuracies: Sequence[Accuracy]) -> str:

@@ -76,12 +76,12 @@ class Sweep:
         node = value.producer()
         if value.name in self.reads or _name(node) in self._int8:
             return True
-        return (
-            node is not None
-            and node.op_type in self._placement.transparent
-            and keeps_codes(node)
-            and all(source is not None and self._may_be_codes(source) for source in data_inputs(node))
-        )
+        if node is None:
+            return False
+        hands_on = node.op_type in self._placement.transparent and keeps_codes(node)
+        computes = node.op_type in self._placement.integer | self._placement.fused_activations
+        sources = data_inputs(node) if hands_on else operands(node)
+        return (hands_on or computes) and all(source is not None and self._may_be_codes(source) for source in sources)
 
     def groups(self) -> tuple[tuple[str, ...], ...]:
         groups: dict[str, list[str]] = {}

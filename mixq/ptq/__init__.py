@@ -6,5 +6,6 @@ from mixq.ptq.parameters import parameters
 from mixq.ptq.quantizer import Quantizer
 from mixq.ptq.recipe import DEFAULT_RECIPE, check_recipe
 from mixq.ptq.state import Material, Prepared
+from mixq.ptq.store import PreparedStore
 
-__all__ = ["DEFAULT_RECIPE", "Material", "Prepared", "Quantizer", "check_recipe", "parameters"]
+__all__ = ["DEFAULT_RECIPE", "Material", "Prepared", "PreparedStore", "Quantizer", "check_recipe", "parameters"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from mixq.config import RecipeStep
 from mixq.graph.model import Graph
 from mixq.ptq.recipe import DEFAULT_RECIPE, check_recipe
-from mixq.ptq.state import Material, Prepared
+from mixq.ptq.state import Material, Prepared, Step
+from mixq.ptq.store import PreparedStore
+
+LONG = 1.0  # seconds: what took longer is kept in the store
 
 Recipe = tuple[RecipeStep, ...]
 
@@ -17,8 +21,10 @@ class Quantizer:
     """Post-training quantization of one graph.
 
     A recipe is run for INT8 in all layers, whatever mix asks for it, so that a search pays for it once: the range,
-    weight and bias that it leaves for a layer are the layer's in every mix.
+    weight and bias that it leaves for a layer are the layer's in every mix. `store`: where to look first, if anywhere.
     """
+
+    store: PreparedStore | None = None
 
     def __init__(self, graph: Graph, material: Material) -> None:
         self._material = material
@@ -32,7 +38,19 @@ class Quantizer:
         material = replace(self._material, progress=progress)
         wanted = recipe or DEFAULT_RECIPE
         steps = check_recipe(wanted)
-        for done in range(1, len(wanted) + 1):
+        for done, step in enumerate(steps, 1):
             if wanted[:done] not in self._known:
-                self._known[wanted[:done]] = steps[done - 1].apply(self._known[wanted[: done - 1]], material)
+                self._known[wanted[:done]] = self._after(wanted[:done], step, material)
         return self._known[wanted]
+
+    def _after(self, recipe: Recipe, last: Step, material: Material) -> Prepared:
+        """The network after `recipe`, which ends with `last`: from the store, else made and stored."""
+        start = self._known[()].graph
+        stored = self.store.load(recipe, start) if self.store else None
+        if stored is not None:
+            return stored
+        began = time.perf_counter()
+        made = last.apply(self._known[recipe[:-1]], material)
+        if self.store and time.perf_counter() - began > LONG:
+            self.store.save(recipe, made, start)
+        return made

@@ -36,7 +36,9 @@ class OpenVino(Runtime):
     """Its INT8 kernels are picked from the pairs on a layer's inputs; codes travel on through pools and Concat."""
 
     name: ClassVar[str] = "openvino"
-    placement: ClassVar[Placement] = Placement(transparent=VALUE_PRESERVING | {"Pad"}, integer=frozenset({"Add"}))
+    placement: ClassVar[Placement] = Placement(
+        transparent=VALUE_PRESERVING | {"Pad"}, integer=frozenset({"Add", "GlobalAveragePool"})
+    )
 
     @cached_property
     def _core(self) -> Any:

@@ -119,6 +119,20 @@ def test_a_residual_addition_between_int8_layers_reads_codes(placement: Placemen
     assert "sum" not in readers(make_plan(graph, ["second"], placement)).get("relu", set())
 
 
+def test_the_last_residual_addition_reads_codes_where_the_pooled_one_is_quantized() -> None:
+    net = Net(4, 8, 8)
+    relu = net.op("Relu", net.conv("x", 4, "first"), name="relu")
+    total = net.op("Relu", net.op("Add", net.conv(relu, 4, "second"), relu, name="sum"), name="after")
+    net.gemm(net.op("Flatten", net.op("GlobalAveragePool", total, name="mean")), 4, 2, "head")
+    graph = net.graph("head", example=EXAMPLE)
+    found = readers(make_plan(graph, ["first", "second", "head"], OPENVINO))
+    assert found["relu"] == {"second", "sum"}
+    assert found["second"] == {"sum"}
+    assert found["after"] == {"mean"}
+    assert readers(make_plan(graph, ["first", "second"], OPENVINO)).keys() == {"x", "relu"}, "mean's output is float"
+    assert readers(make_plan(graph, ["first", "head"], OPENVINO)).keys() == {"x", "mean"}, "second writes floats"
+
+
 def test_an_addition_on_onnxruntime_demands_a_pair_on_its_other_input() -> None:
     net = Net(4, 8, 8)
     total = net.op("Add", net.conv("x", 4, "kept"), net.conv("x", 4, "first"), name="sum")

@@ -1,0 +1,99 @@
+"""PreparedStore: what a step made comes back bit by bit; a torn file is made anew; owners share nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from mixq.config import RecipeStep
+from mixq.ptq import Material, Prepared, PreparedStore, Quantizer, quantizer
+from mixq.ptq.equalize import Equalize
+from mixq.runtimes import get_runtime
+from mixq.task import Array
+from tests.helpers import images, ort_run, residual
+
+MATERIAL = Material([images(16, name="image")], ort_run, get_runtime("onnxruntime").placement)
+RECIPE = tuple(RecipeStep(name=name) for name in ("equalize", "calibrate", "adaround"))
+
+
+@pytest.fixture(autouse=True)
+def everything_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantizer, "LONG", 0.0)
+
+
+Key = TypeVar("Key")
+
+
+def prepared(folder: Path, owner: str = "a model") -> Prepared:
+    """By a process that has just begun."""
+    found = Quantizer(residual(), MATERIAL)
+    found.store = PreparedStore(folder, owner)
+    return found.prepared(RECIPE)
+
+
+def assert_same(one: Prepared, other: Prepared) -> None:
+    assert one.graph.fingerprint == other.graph.fingerprint
+    assert one.ranges == other.ranges
+    assert one.statistics.tensors.keys() == other.statistics.tensors.keys()
+    for name, found in one.statistics.tensors.items():
+        twin = other.statistics.tensors[name]
+        assert (found.low, found.high, found.limit) == (twin.low, twin.high, twin.limit)
+        np.testing.assert_array_equal(found.counts, twin.counts)
+    assert_same_arrays(one.magnitudes, other.magnitudes)
+    assert_same_arrays(one.values, other.values)
+
+
+def assert_same_arrays(one: Mapping[Key, Array], other: Mapping[Key, Array]) -> None:
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        np.testing.assert_array_equal(value, other[key])
+
+
+@pytest.fixture
+def equalized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An entry for each time that the first step is run."""
+    log: list[str] = []
+    apply = Equalize.apply
+
+    def logged(self: Equalize, prepared: Prepared, material: Material) -> Prepared:
+        log.append("equalize")
+        return apply(self, prepared, material)
+
+    monkeypatch.setattr(Equalize, "apply", logged)
+    return log
+
+
+def test_what_comes_back_is_what_was_made(tmp_path: Path, equalized: list[str]) -> None:
+    made = prepared(tmp_path)
+    assert made.graph.fingerprint != residual().fingerprint, "equalize has to change weights for this test"
+    assert_same(made, prepared(tmp_path))
+    assert equalized == ["equalize"]
+
+
+def test_another_owner_shares_nothing(tmp_path: Path, equalized: list[str]) -> None:
+    prepared(tmp_path)
+    prepared(tmp_path, "another model")
+    assert equalized == ["equalize"] * 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
+def test_a_torn_file_is_made_anew(tmp_path: Path, equalized: list[str], damage: str) -> None:
+    made = prepared(tmp_path)
+    for path in tmp_path.glob("*.prepared"):
+        whole = path.read_bytes()
+        flipped = whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 255]) + whole[len(whole) // 2 + 1 :]
+        path.write_bytes({"cut": whole[:-100], "flipped": flipped, "empty": b"", "text": b"not an archive"}[damage])
+    assert_same(made, prepared(tmp_path))
+    assert equalized == ["equalize"] * 2
+    prepared(tmp_path)
+    assert equalized == ["equalize"] * 2, "the torn files have been replaced"
+
+
+def test_what_is_quick_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantizer, "LONG", 1e6)
+    prepared(tmp_path)
+    assert not list(tmp_path.iterdir())
