@@ -52,13 +52,13 @@ class Residual(torch.nn.Module):
 class Net:
     """An ONNX graph written op by op; every tensor is named for its node. Weights are random but fixed."""
 
-    def __init__(self, *shape: int, name: str = "x", seed: int = 0) -> None:
+    def __init__(self, *shape: int | str, name: str = "x", seed: int = 0) -> None:
         """One input `name` of `shape`, batch left out."""
         self.random = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", *shape])]
-        self.channels = {name: shape[0]}
+        self.channels = {name: int(shape[0])}
 
     def op(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Any node with one output, which keeps the number of channels, or adds them up (Concat)."""

@@ -19,6 +19,7 @@ from onnx_ir.passes.common import (
 )
 
 from mixq.errors import InputError
+from mixq.graph.pads import make_pads_explicit
 from mixq.graph.pooling import mean_to_global_average_pool
 
 OPSET = 21  # the newest that both runtimes take without reservations
@@ -27,9 +28,9 @@ OLDEST_OPSET = 13
 
 
 def normalize(model: ir.Model) -> ir.Model:
-    """Opset 21, constants as initializers, batch norm folded into convolutions, global means as pooling, unique names.
+    """Opset 21, constants as initializers, batch norm folded into convolutions, unique names.
 
-    Changes `model`.
+    Global means become pooling, the pads of transposed convolutions explicit. Changes `model`.
     """
     _refuse(model)
     for node in model.graph:
@@ -41,6 +42,7 @@ def normalize(model: ir.Model) -> ir.Model:
     _convert(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     mean_to_global_average_pool(model)
+    make_pads_explicit(model)
     RemoveUnusedNodesPass()(model)
     NameFixPass()(model)
     model.ir_version = IR_VERSION

@@ -91,17 +91,7 @@ class LayerMatrix:
         """Of the convolution that a transposed one is (ONNX, ConvTranspose)."""
         more = self._ints("output_padding", 0)
         reach = [d * (k - 1) for d, k in zip(self._ints("dilations"), self._kernel, strict=True)]
-        return [(r - low, r - high + m) for r, (low, high), m in zip(reach, self._cut(reach, more), more, strict=True)]
-
-    def _cut(self, reach: Sequence[int], more: Sequence[int]) -> list[tuple[int, int]]:
-        """What a transposed convolution cuts off: its pads, or what output_shape or auto_pad leave to cut."""
-        mode = self.node.attributes.get_string("auto_pad", "NOTSET")
-        if mode not in ("SAME_UPPER", "SAME_LOWER") and "output_shape" not in self.node.attributes:
-            return self._pads()
-        sizes = zip(self.layer.input_shape[2:], self._ints("strides"), reach, more, strict=True)
-        whole = [(n - 1) * s + r + 1 + m for n, s, r, m in sizes]
-        over = [size - wanted for size, wanted in zip(whole, self.layer.output_shape[2:], strict=True)]
-        return [(n // 2, n - n // 2) if mode == "SAME_UPPER" else (n - n // 2, n // 2) for n in over]
+        return [(r - low, r - high + m) for r, (low, high), m in zip(reach, self._pads(), more, strict=True)]
 
     def _spread(self, data: Array) -> Array:
         """`data` with strides − 1 zeros between its positions."""
