@@ -53,6 +53,23 @@ def test_badly_scaled_channels_cost_no_more_than_well_scaled_ones() -> None:
     assert mended < 2 * int8_error(prepared(residual()))
 
 
+def test_outlier_channels_of_a_normalization_move_into_the_matrices_that_read_it() -> None:
+    """What SmoothQuant (Xiao et al. 2023, section 4) is for: a few channels that lie far beyond all others."""
+    net, scale = Net(8, 32), np.ones(32, np.float32)
+    scale[[3, 17]] = 60
+    normal = net.op("LayerNormalization", "x", net.constant("s", scale), net.weight("b", 32), name="norm", axis=-1)
+    names = [net.op("MatMul", normal, net.weight(f"{name}.weight", 32, 32), name=name) for name in "qkv"]
+    random = np.random.default_rng(0)
+    tokens = {"x": random.normal(size=(64, 8, 32)).astype(np.float32)}
+    graph = net.graph(*names, example=tokens, ranks=[3] * 3)
+    material = Material([tokens], ort_run, get_runtime("onnxruntime").placement)
+    want, error = dict(ort_run(serialize(graph.model))(tokens)), {}
+    for steps in ((CALIBRATE,), (RecipeStep(name="equalize"), CALIBRATE)):
+        found = Quantizer(graph, material).prepared(steps)
+        error[len(steps)] = measures.relative_mse(want, ort_run(serialize(int8_model(found, material)))(tokens))
+    assert error[2] < 0.5 * error[1]
+
+
 @pytest.mark.parametrize("graph", [residual, badly_scaled])
 def test_the_function_is_kept(graph: object) -> None:
     found = prepared(residual() if graph is residual else badly_scaled(), "equalize")
