@@ -15,11 +15,15 @@ Row = dict[str, float | int | str | None]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A lowered configuration: the very bytes that are measured and exported, and how the runtime opens them."""
+    """A lowered configuration: the very bytes that are measured and exported, and how the runtime opens them.
+
+    recipe_s, train_s: seconds that its recipe and its training took; 0 where they had been done before.
+    """
 
     config: MixedPrecisionConfig
     model: bytes
     options: Mapping[str, str]
+    recipe_s: float = 0.0
     train_s: float = 0.0
     losses: tuple[float, ...] = ()
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 
@@ -15,14 +13,15 @@ from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, uniform
 from mixq.corruptions import Corruption
 from mixq.dataset import Split, TaskData
 from mixq.errors import InputError
-from mixq.evaluation import Candidate, Evaluation, Glimpse, Judge
+from mixq.evaluation import Candidate, DroppedError, Evaluation, Glimpse, Judge
 from mixq.graph import Graph, capture, serialize
 from mixq.graph.lower import lower
 from mixq.graph.plan import make_plan
-from mixq.latency import measure_pair
+from mixq.latency import PairedLatency, measure_pair
 from mixq.ptq import Material, Quantizer, parameters
 from mixq.race import consult, raced_outputs, seen_drop
 from mixq.runtimes import Executable, Kernel, Runtime
+from mixq.stopwatch import Stopwatch
 from mixq.task import Array, Inputs, Outputs, Task
 
 
@@ -86,19 +85,31 @@ class Evaluator:
         if not config.layers_with(Precision.INT8) and config.rest is Precision.FP32 and _all_fp32(config):
             return replace(self.reference, config=config)
         plan = make_plan(self.graph, config.layers_with(Precision.INT8), self.runtime.placement)
-        prepared = self.quantizer.prepared(config.recipe, progress)
+        watch = Stopwatch()
+        with watch.measuring("recipe"):
+            prepared = self.quantizer.prepared(config.recipe, progress)
         chosen = parameters(prepared, plan, config.layers_with(Precision.INT8))
-        typed, start = self.runtime.typed(config), time.perf_counter()
+        typed = self.runtime.typed(config)
         losses: tuple[float, ...] = ()
         if config.qat_layers:
             from mixq.qat import train  # torch is heavy, and only training needs it
 
-            chosen, losses = train(
-                prepared.graph, config, plan, chosen, self.data.training, self._teacher, typed=typed, progress=progress
-            )
-        train_s = time.perf_counter() - start if config.qat_layers else 0.0
+            with watch.measuring("train"):
+                chosen, losses = train(
+                    prepared.graph,
+                    config,
+                    plan,
+                    chosen,
+                    self.data.training,
+                    self._teacher,
+                    typed=typed,
+                    progress=progress,
+                )
         model = lower(prepared.graph, config, plan, chosen, typed=typed)
-        return Candidate(config, serialize(model), self.runtime.options(config), train_s, losses)
+        spent = watch.seconds
+        return Candidate(
+            config, serialize(model), self.runtime.options(config), spent["recipe"], spent.get("train", 0.0), losses
+        )
 
     def check_runnable(self, config: MixedPrecisionConfig) -> None:
         """Raises InputError, naming the layer and the reason, where the runtime cannot run a scheme."""
@@ -115,37 +126,42 @@ class Evaluator:
         """Latency beside FP32, kernel audit, metric on the search split: all of the candidate's own bytes.
 
         The audit comes from the model that was timed, without the kernels' own times: `profile` has those. `judge`
-        is asked once the speed is known, and at a few points on the way through the search split. Raises DroppedError
+        is asked on the way, while the speed becomes known and at a few points of the search split. Raises DroppedError
         where it gives a reason to go no further.
         """
-        start = time.perf_counter()
-        split = self.data.split("search")
-        with ThreadPoolExecutor(1) as pool:  # one thread compiles for one row while the other does for a batch
-            ready = pool.submit(self._ready_for_latency, candidate)
-            run = self._ready_for_rows(candidate, split)
-            executable, call = ready.result()
-        seconds = {"train": candidate.train_s, "compile": time.perf_counter() - start}
-        measured = time.perf_counter()
-        latency = measure_pair(self._reference_call, call, self.latency_budget_s)
-        audit = executable.audit(self.graph.layers, self.data.example, timed=False)
-        seconds["latency"] = time.perf_counter() - measured
+        watch = Stopwatch({"recipe": candidate.recipe_s, "train": candidate.train_s})
+        try:
+            return self._evaluate(candidate, judge, watch)
+        except DroppedError as dropped:
+            raise DroppedError(dropped.reason, replace(dropped.glimpse, seconds=watch.seconds)) from None
+
+    def _evaluate(self, candidate: Candidate, judge: Judge | None, watch: Stopwatch) -> Evaluation:
+        split, primary = self.data.split("search"), self.task.primary
+        with watch.measuring("compile"):
+            executable, call = self._ready_for_latency(candidate)
         size, compression = len(candidate.model), len(self.reference.model) / len(candidate.model)
-        glimpse = Glimpse(latency.candidate, latency.speedup, size, compression, seconds=seconds)
-        consult(judge, glimpse)
-        reference = self.reference_outputs("search")
-        measured = time.perf_counter()
 
-        def look(numbers: Sequence[int], outputs: Outputs) -> None:
-            spent = {**seconds, "metric": time.perf_counter() - measured}
-            seen = seen_drop(replace(glimpse, seconds=spent), self._primary_metric, split, reference, numbers, outputs)
-            consult(judge, seen)
+        def glimpse(latency: PairedLatency) -> Glimpse:
+            return Glimpse(latency.candidate, latency.speedup, size, compression)
 
-        samples_whole = self.data.batch_rows % self.task.rows_per_sample == 0
-        outputs = raced_outputs(run, split, look if judge is not None and samples_whole else None)
-        scores = measures.class_measures(reference, outputs, split.targets)
-        metrics = self.data.metrics(outputs, split)
-        primary = self.task.primary
-        seconds["metric"] = time.perf_counter() - measured
+        with watch.measuring("latency"):
+            latency = measure_pair(
+                self._reference_call, call, self.latency_budget_s, lambda found: consult(judge, glimpse(found))
+            )
+            audit = executable.audit(self.graph.layers, self.data.example, timed=False)
+        consult(judge, glimpse(latency))
+        with watch.measuring("compile"):
+            run = self._ready_for_rows(candidate, split)
+        with watch.measuring("metric"):
+            reference = self.reference_outputs("search")
+
+            def look(numbers: Sequence[int], outputs: Outputs) -> None:
+                consult(judge, seen_drop(glimpse(latency), self._primary_metric, split, reference, numbers, outputs))
+
+            samples_whole = self.data.batch_rows % self.task.rows_per_sample == 0
+            outputs = raced_outputs(run, split, look if judge is not None and samples_whole else None)
+            scores = measures.class_measures(reference, outputs, split.targets)
+            metrics = self.data.metrics(outputs, split)
         return Evaluation(
             config_id=candidate.config.id,
             runtime=self.runtime.name,
@@ -166,7 +182,7 @@ class Evaluator:
             conversions=audit.conversions,
             kernels=audit.kernels,
             silent=tuple(self.silent_layers(candidate.config, audit.kernels)),
-            seconds=seconds,
+            seconds=watch.seconds,
         )
 
     def outputs(self, candidate: Candidate, split: Split, corrupt: Corruption | None = None) -> Outputs:

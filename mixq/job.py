@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from mixq.evaluation import Candidate, Evaluation
 from mixq.evaluator import Evaluator
 from mixq.exporter import export
 from mixq.report.tables import is_fp32
+from mixq.report.wall_time import seconds_of
 from mixq.searcher.choices import Choices
 from mixq.searcher.objective import EQUAL, best_of, cautious_value
 from mixq.searcher.run import Budget
@@ -25,6 +25,7 @@ from mixq.searcher.space import SearchSpace
 from mixq.searcher.study import Study, load_holdout, store_holdout
 from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity
+from mixq.stopwatch import Stopwatch
 from mixq.tracking import Tracker
 
 Seconds = dict[str, float]
@@ -46,7 +47,7 @@ class SearchJob:
     seed: int
     budget: Budget
     tracker: Tracker | None
-    seconds: Seconds = field(default_factory=dict)
+    watch: Stopwatch = field(default_factory=Stopwatch)
     trials: list[Trial] = field(default_factory=list)
     contenders: dict[str, Candidate] = field(default_factory=dict)
     exported_id: str | None = None
@@ -63,14 +64,14 @@ class SearchJob:
     def on_trial(self, trial: Trial, candidate: Candidate | None) -> None:
         """Log the trial; where the best changed, export it and report on it from the holdout split."""
         self.trials.append(trial)
-        with self._timed("logging"):
+        with self.watch.measuring("logging"):
             if self.tracker is not None:
                 self.tracker.log_trial(trial)
         if candidate is not None and trial.feasible:
             self.contenders[trial.config.id] = candidate
         if trial.feasible:
             self.ensure_exported()
-            if self.seconds.get("holdout", 0.0) <= HOLDOUT_SHARE * self.budget.run_s:
+            if self.watch.seconds.get("holdout", 0.0) <= HOLDOUT_SHARE * self.budget.run_s:
                 self.hold_out()
         self.write_tables()
 
@@ -104,7 +105,7 @@ class SearchJob:
         best = self.best()
         if best is None or load_holdout(self.study, best.config.id) is not None:
             return
-        with self._timed("holdout"):
+        with self.watch.measuring("holdout"):
             store_holdout(self.study, best.config.id, self.evaluator.holdout(self._exported_candidate(best)))
 
     def _exported_candidate(self, best: Trial) -> Candidate:
@@ -118,7 +119,7 @@ class SearchJob:
 
     def write_tables(self) -> None:
         """summary.json, pareto.csv and sensitivity.csv as they are now."""
-        with self._timed("files"):
+        with self.watch.measuring("files"):
             atomic.write_text(self.folder / "summary.json", json.dumps(self.summary(), indent=2, ensure_ascii=False))
             report.write_pareto(self.folder / "pareto.csv", self.trials)
             if not (self.folder / "sensitivity.csv").exists():
@@ -201,15 +202,12 @@ class SearchJob:
         return {state: sum(trial.state == state for trial in trials) for state in ("complete", "pruned", "failed")}
 
     def _seconds(self, trials: list[Trial]) -> Seconds:
-        """Where the wall time went, by phase; the trials' parts are summed over the study."""
-        parts: Seconds = dict(self.seconds)
-        for trial in trials:
-            for name, value in trial.phases.items():
-                parts[name] = parts.get(name, 0.0) + value
+        """Where the wall time went, by part; those of the trials are summed over the study."""
+        parts = {**self.watch.seconds, **seconds_of(trials)}
         return {name: round(value, 3) for name, value in parts.items()}
 
     def _export(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        with self._timed("export"):
+        with self.watch.measuring("export"):
             export(self.evaluator, candidate, evaluation, self.folder)
         self.exported_id = candidate.config.id
 
@@ -221,7 +219,7 @@ class SearchJob:
         return replace(best, evaluation=replace(best.evaluation, kernels=kernels))
 
     def _robustness(self, best: Trial | None) -> dict[str, dict[str, float]]:
-        with self._timed("robustness"):
+        with self.watch.measuring("robustness"):
             found = {"fp32": self.evaluator.robustness(self.evaluator.reference)}
             if best is not None:
                 found["best"] = self.evaluator.robustness(self._exported_candidate(best))
@@ -248,21 +246,6 @@ class SearchJob:
         self.tracker.finish_study(
             [self.folder / name for name in names], self.folder / "best.onnx", metrics, best is not None
         )
-
-    def _timed(self, name: str) -> _Timer:
-        return _Timer(lambda elapsed: self.seconds.__setitem__(name, self.seconds.get(name, 0.0) + elapsed))
-
-
-@dataclass
-class _Timer:
-    add: Callable[[float], None]
-    start: float = 0.0
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.add(time.perf_counter() - self.start)
 
 
 def sensitivity_frame(sensitivity: Sensitivity) -> pd.DataFrame:

@@ -34,26 +34,40 @@ class PairedLatency:
     pairs: int
 
 
-def measure_pair(reference: Callable[[], None], candidate: Callable[[], None], budget_s: float = 0.1) -> PairedLatency:
+def measure_pair(
+    reference: Callable[[], None],
+    candidate: Callable[[], None],
+    budget_s: float = 0.1,
+    look: Callable[[PairedLatency], None] | None = None,
+) -> PairedLatency:
     """Time both in turn, A B B A A B …, for about `budget_s` seconds and at least FEWEST_PAIRS pairs.
 
     Interleaving lets a drift of the machine's speed hit both alike; the ratio is taken pair by pair. On a noisy
-    machine, where the interval of the speed-up stays wide, up to PATIENCE times the budget is spent.
+    machine, where the interval of the speed-up stays wide, up to PATIENCE times the budget is spent. `look` is shown
+    what is known each time that the number of pairs has doubled; it may raise.
     """
     for _ in range(WARM_UP):
         reference()
         candidate()
     times: list[tuple[float, float]] = []
+    next_look = FEWEST_PAIRS
     start = time.perf_counter()
     for spent in range(1, PATIENCE + 1):
         most = len(times) + MOST_PAIRS
         while len(times) < FEWEST_PAIRS or (time.perf_counter() < start + spent * budget_s and len(times) < most):
             times.append(_pair(reference, candidate, candidate_first=len(times) % 2 == 1))
-        a, b = 1e3 * np.array(times).T
-        speedup = median_interval(a / b)
-        if speedup.high - speedup.low <= WIDE * speedup.median:
+            if look is not None and len(times) == next_look:
+                next_look *= 2
+                look(_summed_up(times))
+        found = _summed_up(times)
+        if found.speedup.high - found.speedup.low <= WIDE * found.speedup.median:
             break
-    return PairedLatency(median_interval(a), median_interval(b), speedup, len(times))
+    return found
+
+
+def _summed_up(times: Sequence[tuple[float, float]]) -> PairedLatency:
+    a, b = 1e3 * np.array(times).T
+    return PairedLatency(median_interval(a), median_interval(b), median_interval(a / b), len(times))
 
 
 def median_interval(values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]) -> Interval:

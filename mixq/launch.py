@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +37,7 @@ from mixq.searcher.trial import Trial
 from mixq.searcher.warmstart import warm_start
 from mixq.sensitivity import Sensitivity
 from mixq.sensitivity import analyze as analyze_layers
+from mixq.stopwatch import Stopwatch
 from mixq.task import Task, load_task
 from mixq.tracking import Tracker, default_uri
 
@@ -120,9 +120,9 @@ def open_job(
     if fail_interrupted(study):
         progress.warn("a trial of an earlier run was interrupted; it counts as failed")
     evaluator.quantizer.store = PreparedStore(folder / "prepared", _prepared_for(evaluator))
-    seconds = {"setup": budget.run_s}
-    sensitivity = _sensitivity(study, evaluator, seconds, progress)
-    profiles = _profiles(study, evaluator, choices, seconds)
+    watch = Stopwatch({"setup": budget.run_s})
+    sensitivity = _sensitivity(study, evaluator, watch, progress)
+    profiles = _profiles(study, evaluator, choices, watch)
     guide = Guide(choices, evaluator.graph, sensitivity, space.objectives[0], profiles)
     study.sampler = get_sampler(space.sampler, choices, guide, seed + len(study.trials))
     enqueue(study, warm_start(choices, sensitivity))
@@ -133,32 +133,30 @@ def open_job(
     earlier = trials_of(study)
     budget = budget.after(earlier)
     job = SearchJob(
-        evaluator, space, choices, study, sensitivity, folder, names.task, seed, budget, tracker, seconds, earlier
+        evaluator, space, choices, study, sensitivity, folder, names.task, seed, budget, tracker, watch, earlier
     )
     job.recall()
     return job
 
 
-def _sensitivity(study: Study, evaluator: Evaluator, seconds: dict[str, float], progress: Progress) -> Sensitivity:
+def _sensitivity(study: Study, evaluator: Evaluator, watch: Stopwatch, progress: Progress) -> Sensitivity:
     """Of INT8: what the study has stored, else analyzed now."""
     known = load_sensitivity(study)
     if known is not None:
         return known
-    start = time.monotonic()
-    found = analyze_with_bar(evaluator, [INT8], ANALYSIS_ROWS, progress)
-    seconds["analysis"] = time.monotonic() - start
+    with watch.measuring("analysis"):
+        found = analyze_with_bar(evaluator, [INT8], ANALYSIS_ROWS, progress)
     store_sensitivity(study, found)
     return found
 
 
-def _profiles(study: Study, evaluator: Evaluator, choices: Choices, seconds: dict[str, float]) -> Profiles:
+def _profiles(study: Study, evaluator: Evaluator, choices: Choices, watch: Stopwatch) -> Profiles:
     """The layers' times in each precision: what the study has stored, else taken now."""
     known = load_profiles(study)
     if known is not None:
         return known
-    start = time.monotonic()
-    found = take_profiles(evaluator, choices)
-    seconds["profiles"] = time.monotonic() - start
+    with watch.measuring("profiles"):
+        found = take_profiles(evaluator, choices)
     store_profiles(study, found)
     return found
 
@@ -218,7 +216,7 @@ def run_job(job: SearchJob, stop: Stop, progress: Progress) -> None:
             if trial.state == "failed":
                 progress.warn(f"trial {trial.number} failed: {trial.reason}")
 
-        run(job.study, job.evaluator, job.choices, job.space, job.budget, stop, on_trial, bar.note)
+        run(job.study, job.evaluator, job.choices, job.space, job.budget, stop, on_trial, bar.note, job.watch)
     if stop.requested:
         progress.say("stopped; the same command goes on from here")
 

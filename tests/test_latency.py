@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mixq.latency import FEWEST_PAIRS, MOST_PAIRS, PATIENCE, WARM_UP, measure_pair, median_interval
+from mixq.latency import FEWEST_PAIRS, MOST_PAIRS, PATIENCE, WARM_UP, PairedLatency, measure_pair, median_interval
 
 
 @pytest.mark.parametrize("size", [*range(6, 41), 99, 100, 999, 1000])
@@ -65,6 +65,29 @@ def test_the_budget_bounds_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure_pair(lambda: spend(2.0), lambda: spend(1.0), budget_s=150.0)
     assert found.pairs == 50
     assert (found.reference.median, found.candidate.median, found.speedup.median) == (2000, 1000, 2)
+
+
+def test_a_look_comes_each_time_that_the_pairs_have_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    spend, seen = ticking(monkeypatch), list[PairedLatency]()
+    found = measure_pair(lambda: spend(2.0), lambda: spend(1.0), budget_s=300.0, look=seen.append)
+    assert [look.pairs for look in seen] == [20, 40, 80]
+    assert {look.speedup.median for look in seen} == {2}
+    assert found.pairs == 100
+
+
+def test_a_look_may_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    spend, calls = ticking(monkeypatch), []
+
+    def candidate() -> None:
+        calls.append("b")
+        spend(1.0)
+
+    def look(found: PairedLatency) -> None:
+        raise StopIteration(found.pairs)
+
+    with pytest.raises(StopIteration, match="20"):
+        measure_pair(lambda: spend(2.0), candidate, budget_s=300.0, look=look)
+    assert len(calls) == WARM_UP + FEWEST_PAIRS
 
 
 def test_fast_calls_are_timed_no_more_often_than_the_most(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from mixq.report.markup import Markup, el, image, join, number, size_text, table
 from mixq.report.opening import how_to_open
 from mixq.report.style import CSS
 from mixq.report.tables import layer_order, layer_table, trials_frame
+from mixq.report.wall_time import seconds_of, wall_time
 from mixq.searcher.trial import Trial
 
 Summary = Mapping[str, Any]
@@ -161,32 +162,8 @@ def _speed_cells(row: Mapping[Any, Any]) -> list[Markup]:
 
 
 def _wall_time(summary: Summary, trials: Sequence[Trial]) -> Markup:
-    parts: Mapping[str, float] = summary.get("seconds") or _seconds(trials)
-    total = summary.get("wall_s") or sum(parts.values())
-    named = sum(parts.values())
-    if total > named:
-        parts = {**parts, "everything else": total - named}
-    longest = max(parts.values(), default=0) or 1
-    lines = [
-        el("tr", el("td", name), el("td", number(float(value), 3), class_="n"), el("td", _bar(value / longest)))
-        for name, value in sorted(parts.items(), key=lambda part: -part[1])
-    ]
-    said = f"{number(float(total), 4)} s in all."
-    return el(
-        "section", el("h2", "Where the time went"), el("p", said), table(("part", "seconds", ""), lines, ("seconds",))
-    )
-
-
-def _seconds(trials: Sequence[Trial]) -> dict[str, float]:
-    parts: dict[str, float] = {}
-    for trial in trials:
-        for name, value in trial.phases.items():
-            parts[name] = parts.get(name, 0.0) + value
-    return parts
-
-
-def _bar(share: float) -> Markup:
-    return el("div", "", class_="bar", style=f"width:{max(share, 0.002) * 20:.2f}rem")
+    parts: Mapping[str, float] = summary.get("seconds") or seconds_of(trials)
+    return wall_time(parts, summary.get("wall_s") or sum(parts.values()))
 
 
 def _machine(summary: Summary) -> Markup:

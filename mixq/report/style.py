@@ -42,6 +42,14 @@ pre { background: #f3f4f6; border-radius: 8px; padding: .9rem 1rem; overflow-x: 
 .chip.int8 { background: #d1f0e2; color: #0f5b3f; }
 .chip.bf16 { background: #d8e8f8; color: #1c4f86; }
 .chip.fp16 { background: #fbe9c4; color: #7a5200; }
-.bar { height: .75rem; background: #2f6fb0; border-radius: 3px; }
+.bar { height: .75rem; border-radius: 3px; }
+.inference { background: #2f6fb0; }
+.compile { background: #c98a1b; }
+.own { background: #9ca3af; }
+.stack { display: flex; height: 1.1rem; border-radius: 4px; overflow: hidden; margin-bottom: .6rem; }
+.kind { border-left: .8rem solid; padding: 0 1rem 0 .4rem; background: none; }
+.kind.inference { border-color: #2f6fb0; }
+.kind.compile { border-color: #c98a1b; }
+.kind.own { border-color: #9ca3af; }
 @media print { body { background: #fff; } section { break-inside: avoid; } }
 """

@@ -31,6 +31,7 @@ from mixq.searcher.study import (
     trials_of,
 )
 from mixq.searcher.trial import Trial
+from mixq.stopwatch import Stopwatch
 
 WARM = "mixq:warm"
 REPEATS = 5  # proposals in a row that were all evaluated before: the space is used up
@@ -87,14 +88,20 @@ def run(
     stop: Stop,
     on_trial: OnTrial,
     progress: Callable[[str], None] | None = None,
+    watch: Stopwatch | None = None,
 ) -> None:
-    """Evaluate configurations until the budget is spent, a stop is requested, or the space is used up."""
+    """Evaluate configurations until the budget is spent, a stop is requested, or the space is used up.
+
+    `watch` measures what is spent on proposing them and on keeping the study.
+    """
+    watch = watch or Stopwatch()
     repeats, trials = 0, trials_of(study)
     while not stop.requested and not budget.timed_out and repeats < REPEATS:
-        seen = seen_configs(study)
-        if len(seen) >= budget.trials:
-            return
-        asked = study.ask(distributions(choices))
+        with watch.measuring("propose"):
+            seen = seen_configs(study)
+            if len(seen) >= budget.trials:
+                return
+            asked = study.ask(distributions(choices))
         config = choices.config({name: str(value) for name, value in asked.params.items()})
         if config.id in seen:
             study.tell(asked, state=TrialState.PRUNED)
@@ -102,7 +109,8 @@ def run(
             continue
         repeats = 0
         origin = asked.user_attrs.get(ORIGIN, space.sampler)
-        store_trial(asked, config, origin)
+        with watch.measuring("keep the study"):
+            store_trial(asked, config, origin)
         start, candidate = time.perf_counter(), None
         try:
             candidate = evaluator.prepare(config, progress)
@@ -113,10 +121,11 @@ def run(
         except (MixqError, RuntimeError, MemoryError) as error:  # the next configuration may not have this trouble
             asked.set_user_attr(REASON, f"{type(error).__name__}: {error}")
             found = None
-        asked.set_user_attr(SECONDS, time.perf_counter() - start)
-        asked.set_user_attr(ELAPSED, budget.elapsed_s)
-        _tell(study, asked, found, space)
-        trials.append(trial_of(study.get_trials(deepcopy=False)[asked.number]))
+        with watch.measuring("keep the study"):
+            asked.set_user_attr(SECONDS, time.perf_counter() - start)
+            asked.set_user_attr(ELAPSED, budget.elapsed_s)
+            _tell(study, asked, found, space)
+            trials.append(trial_of(study.get_trials(deepcopy=False)[asked.number]))
         on_trial(trials[-1], candidate if isinstance(found, Evaluation) else None)
 
 
