@@ -150,16 +150,9 @@ class Evaluator:
             )
             audit = executable.audit(self.graph.layers, self.data.example, timed=False)
         consult(judge, glimpse(latency))
-        with watch.measuring("compile"):
-            run = self._ready_for_rows(candidate, split)
+        outputs = self._search_outputs(candidate, judge, glimpse(latency), watch)
         with watch.measuring("metric"):
             reference = self.reference_outputs("search")
-
-            def look(numbers: Sequence[int], outputs: Outputs) -> None:
-                consult(judge, seen_drop(glimpse(latency), self._primary_metric, split, reference, numbers, outputs))
-
-            samples_whole = self.data.batch_rows % self.task.rows_per_sample == 0
-            outputs = raced_outputs(run, split, look if judge is not None and samples_whole else None)
             scores = measures.class_measures(reference, outputs, split.targets)
             metrics = self.data.metrics(outputs, split)
         return Evaluation(
@@ -184,6 +177,23 @@ class Evaluator:
             silent=tuple(self.silent_layers(candidate.config, audit.kernels)),
             seconds=watch.seconds,
         )
+
+    def _search_outputs(self, candidate: Candidate, judge: Judge | None, glimpse: Glimpse, watch: Stopwatch) -> Outputs:
+        """On the search split, the judge looking on at a few points; FP32's are known, or will be wanted anyway."""
+        split = self.data.split("search")
+        with watch.measuring("metric"):
+            reference = self.reference_outputs("search")
+        if (candidate.model, candidate.options) == (self.reference.model, self.reference.options):
+            return reference
+        with watch.measuring("compile"):
+            run = self._ready_for_rows(candidate, split)
+
+        def look(numbers: Sequence[int], outputs: Outputs) -> None:
+            consult(judge, seen_drop(glimpse, self._primary_metric, split, reference, numbers, outputs))
+
+        samples_whole = self.data.batch_rows % self.task.rows_per_sample == 0
+        with watch.measuring("metric"):
+            return raced_outputs(run, split, look if judge is not None and samples_whole else None)
 
     def outputs(self, candidate: Candidate, split: Split, corrupt: Corruption | None = None) -> Outputs:
         """All rows of `split` in order. The last batch is filled up, so that one set of shapes is compiled."""

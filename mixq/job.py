@@ -41,7 +41,6 @@ class SearchJob:
     space: SearchSpace
     choices: Choices
     study: Study
-    sensitivity: Sensitivity
     folder: Path
     task_name: str
     seed: int
@@ -49,8 +48,10 @@ class SearchJob:
     tracker: Tracker | None
     watch: Stopwatch = field(default_factory=Stopwatch)
     trials: list[Trial] = field(default_factory=list)
+    sensitivity: Sensitivity | None = None
     contenders: dict[str, Candidate] = field(default_factory=dict)
     exported_id: str | None = None
+    holdouts: int = 0
 
     def best(self) -> Trial | None:
         """The best feasible trial that beats FP32 in the first objective, or FP32's own; None: nothing is feasible."""
@@ -71,7 +72,7 @@ class SearchJob:
             self.contenders[trial.config.id] = candidate
         if trial.feasible:
             self.ensure_exported()
-            if self.watch.seconds.get("holdout", 0.0) <= HOLDOUT_SHARE * self.budget.run_s:
+            if self._holdout_s(trial) <= HOLDOUT_SHARE * self.budget.run_s:
                 self.hold_out()
         self.write_tables()
 
@@ -100,6 +101,13 @@ class SearchJob:
         able = {name for name, evaluation in found if cautious_value(evaluation, objective) <= limit}
         self.contenders = {name: candidate for name, candidate in self.contenders.items() if name in able}
 
+    def _holdout_s(self, trial: Trial) -> float:
+        """Seconds spent on the holdout split if it is looked at now, as far as they can be known."""
+        spent = self.watch.seconds.get("holdout", 0.0)
+        if self.holdouts:
+            return spent + spent / self.holdouts
+        return 2 * trial.phases.get("metric", 0.0)  # FP32 has to be run there too
+
     def hold_out(self) -> None:
         """Report on the best so far from the holdout split, unless that is known already."""
         best = self.best()
@@ -107,6 +115,7 @@ class SearchJob:
             return
         with self.watch.measuring("holdout"):
             store_holdout(self.study, best.config.id, self.evaluator.holdout(self._exported_candidate(best)))
+        self.holdouts += 1
 
     def _exported_candidate(self, best: Trial) -> Candidate:
         model = (self.folder / MODEL).read_bytes()
@@ -122,7 +131,7 @@ class SearchJob:
         with self.watch.measuring("files"):
             atomic.write_text(self.folder / "summary.json", json.dumps(self.summary(), indent=2, ensure_ascii=False))
             report.write_pareto(self.folder / "pareto.csv", self.trials)
-            if not (self.folder / "sensitivity.csv").exists():
+            if self.sensitivity is not None and not (self.folder / "sensitivity.csv").exists():
                 atomic.write_text(
                     self.folder / "sensitivity.csv", sensitivity_frame(self.sensitivity).to_csv(index=False)
                 )
@@ -136,9 +145,9 @@ class SearchJob:
         self.write_tables()
         summary = {**self.summary(), "robustness": robustness}
         atomic.write_text(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
-        frame = sensitivity_frame(self.sensitivity)
-        told = self._profiled(best)
-        report.write_report(self.folder / "report.html", summary, self.trials, told, frame, self.sensitivity.kendall())
+        found, told = self.sensitivity, self._profiled(best)
+        measures = (sensitivity_frame(found), found.kendall()) if found is not None else ()
+        report.write_report(self.folder / "report.html", summary, self.trials, told, *measures)
         report.plot_pareto(
             self.folder / "pareto.png",
             self.trials,
@@ -243,9 +252,8 @@ class SearchJob:
             for name, value in (best.evaluation.row() if best and best.evaluation else {}).items()
             if isinstance(value, float | int)
         }
-        self.tracker.finish_study(
-            [self.folder / name for name in names], self.folder / "best.onnx", metrics, best is not None
-        )
+        files = [path for name in names if (path := self.folder / name).exists()]
+        self.tracker.finish_study(files, self.folder / "best.onnx", metrics, best is not None)
 
 
 def sensitivity_frame(sensitivity: Sensitivity) -> pd.DataFrame:

@@ -34,7 +34,7 @@ from mixq.searcher.study import (
     trials_of,
 )
 from mixq.searcher.trial import Trial
-from mixq.searcher.warmstart import warm_start
+from mixq.searcher.warmstart import ladder_starts, uniform_starts
 from mixq.sensitivity import Sensitivity
 from mixq.sensitivity import analyze as analyze_layers
 from mixq.stopwatch import Stopwatch
@@ -106,7 +106,7 @@ def open_job(
     budget: Budget,
     progress: Progress,
 ) -> SearchJob:
-    """Make the space concrete, open the study, analyze unless it knows already, start the tracking."""
+    """Make the space concrete, open the study, queue what needs no analysis, start the tracking."""
     choices = make_choices(space, evaluator.graph, evaluator.runtime, evaluator.fingerprint)
     for note in choices.notes:
         progress.warn(f"{note}; left out of the search")
@@ -121,22 +121,26 @@ def open_job(
         progress.warn("a trial of an earlier run was interrupted; it counts as failed")
     evaluator.quantizer.store = PreparedStore(folder / "prepared", _prepared_for(evaluator))
     watch = Stopwatch({"setup": budget.run_s})
-    sensitivity = _sensitivity(study, evaluator, watch, progress)
-    profiles = _profiles(study, evaluator, choices, watch)
-    guide = Guide(choices, evaluator.graph, sensitivity, space.objectives[0], profiles)
-    study.sampler = get_sampler(space.sampler, choices, guide, seed + len(study.trials))
-    enqueue(study, warm_start(choices, sensitivity))
+    enqueue(study, "uniform", uniform_starts(choices))
     if names.tracking is None:
         tracker = _tracker(default_uri(folder), folder, names)
     if tracker is not None:
         tracker.start_study(names.study, _study_params(evaluator, space, seed))
     earlier = trials_of(study)
     budget = budget.after(earlier)
-    job = SearchJob(
-        evaluator, space, choices, study, sensitivity, folder, names.task, seed, budget, tracker, watch, earlier
-    )
+    job = SearchJob(evaluator, space, choices, study, folder, names.task, seed, budget, tracker, watch, earlier)
+    job.sensitivity = load_sensitivity(study)
     job.recall()
     return job
+
+
+def guide_job(job: SearchJob, progress: Progress) -> None:
+    """Analyze, unless the study knows already; from then on its sampler is the space's, and the ladders are queued."""
+    job.sensitivity = _sensitivity(job.study, job.evaluator, job.watch, progress)
+    profiles = _profiles(job.study, job.evaluator, job.choices, job.watch)
+    guide = Guide(job.choices, job.evaluator.graph, job.sensitivity, job.space.objectives[0], profiles)
+    job.study.sampler = get_sampler(job.space.sampler, job.choices, guide, job.seed + len(job.study.trials))
+    enqueue(job.study, "ladders", ladder_starts(job.choices, job.sensitivity))
 
 
 def _sensitivity(study: Study, evaluator: Evaluator, watch: Stopwatch, progress: Progress) -> Sensitivity:
@@ -207,8 +211,23 @@ def _prepared_for(evaluator: Evaluator) -> str:
 
 
 def run_job(job: SearchJob, stop: Stop, progress: Progress) -> None:
-    """Search until the budget is spent or a stop is requested, with a bar that shows the best so far."""
-    with progress.bar(job.budget.trials, "searching", len(job.trials), job.budget.deadline) as bar:
+    """Search until the budget is spent or a stop is requested, with a bar that shows the best so far.
+
+    The uniform configurations come first: mostly one of them is worth having, long before an analysis is done.
+    """
+    _run(job, stop, progress, "starting", queued_only=True)
+    if not stop.requested:
+        if job.sensitivity is None and job.budget.timed_out:
+            progress.warn("the time is up before the layers were analyzed; only uniform configurations were tried")
+        else:
+            guide_job(job, progress)
+            _run(job, stop, progress, "searching")
+    if stop.requested:
+        progress.say("stopped; the same command goes on from here")
+
+
+def _run(job: SearchJob, stop: Stop, progress: Progress, doing: str, *, queued_only: bool = False) -> None:
+    with progress.bar(job.budget.trials, doing, len(job.trials), job.budget.deadline) as bar:
 
         def on_trial(trial: Trial, candidate: Candidate | None) -> None:
             job.on_trial(trial, candidate)
@@ -216,9 +235,8 @@ def run_job(job: SearchJob, stop: Stop, progress: Progress) -> None:
             if trial.state == "failed":
                 progress.warn(f"trial {trial.number} failed: {trial.reason}")
 
-        run(job.study, job.evaluator, job.choices, job.space, job.budget, stop, on_trial, bar.note, job.watch)
-    if stop.requested:
-        progress.say("stopped; the same command goes on from here")
+        known = (job.study, job.evaluator, job.choices, job.space, job.budget)
+        run(*known, stop, on_trial, bar.note, job.watch, queued_only=queued_only)
 
 
 def _standing(job: SearchJob) -> str:

@@ -3,7 +3,7 @@
 import importlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import openvino
 
+from mixq.batches import concatenated
+from mixq.dataset import Split
 from mixq.errors import InputError
 from mixq.runtimes import Executable
 from mixq.runtimes.openvino import Compiled, latency_properties
-from mixq.task import Inputs
+from mixq.task import Array, Inputs, Outputs
 
+Metric = Callable[[Outputs, Array], float]
 PRESETS = ("performance", "mixed")
 
 
@@ -55,3 +58,34 @@ def single_rows(batches: Sequence[Inputs]) -> Iterator[Inputs]:
 def opened(model: Any, threads: int) -> Executable:
     """NNCF's openvino.Model in mixq's own executable, with the properties of mixq's runtime (f32 for the rest)."""
     return Compiled(openvino.Core(), model, latency_properties(threads), b"")
+
+
+def quantize_within(
+    nncf: Any, model: bytes, calibration: Sequence[Inputs], split: Split, metric: Metric, max_drop: float
+) -> Any:
+    """The openvino.Model of NNCF's accuracy control, which gives layers back to FP32 until the drop is `max_drop`.
+
+    metric: of outputs and targets, higher is better. It is validated on the batches of `split`, as its users do.
+    """
+    rows = list(single_rows(calibration))
+    starts = np.cumsum([0, *(len(next(iter(batch.values()))) for batch in split.batches)])
+    numbered = list(enumerate(split.batches))
+
+    def validate(compiled: Any, items: Iterable[tuple[int, Inputs]]) -> tuple[float, None]:
+        names = [output.get_any_name() for output in compiled.outputs]
+        found, places = [], []
+        for number, batch in items:
+            values = compiled(dict(batch))
+            found.append({name: values[compiled.output(i)].copy() for i, name in enumerate(names)})
+            places.append(np.arange(starts[number], starts[number + 1]))
+        return metric(concatenated(found), split.targets[np.concatenate(places)]), None
+
+    with redirect_stdout(StringIO()):
+        return nncf.quantize_with_accuracy_control(
+            openvino.Core().read_model(model),
+            nncf.Dataset(rows),
+            nncf.Dataset(numbered, lambda item: item[1]),
+            validate,
+            max_drop=max_drop,
+            subset_size=len(rows),
+        )

@@ -24,7 +24,7 @@ from experiments.etinynet.task import EtinyNet
 from experiments.tables import machine_line, markdown
 from experiments.tiny_darknet.task import TinyDarknet
 from mixq.evaluator import Evaluator
-from mixq.launch import Names, open_job
+from mixq.launch import Names, guide_job, open_job
 from mixq.progress import Progress
 from mixq.runtimes import get_runtime
 from mixq.searcher.objective import cautious_value, objective_value
@@ -107,6 +107,7 @@ def searched(evaluator: Evaluator, sampler: str, seed: int, seconds: float, max_
         job = open_job(
             evaluator, space, Path(folder), names, seed, Budget(10**6, time.monotonic()), Progress(quiet=True)
         )
+        guide_job(job, Progress(quiet=True))
         known.sensitivity, known.profiles = job.sensitivity, load_profiles(job.study)
         now = time.monotonic()
         budget = Budget(10**6, now, now + seconds)

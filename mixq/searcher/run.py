@@ -33,7 +33,7 @@ from mixq.searcher.study import (
 from mixq.searcher.trial import Trial
 from mixq.stopwatch import Stopwatch
 
-WARM = "mixq:warm"
+QUEUED = "mixq:queued"
 REPEATS = 5  # proposals in a row that were all evaluated before: the space is used up
 
 OnTrial = Callable[[Trial, Candidate | None], None]
@@ -70,13 +70,13 @@ class Budget:
         return self.deadline is not None and time.monotonic() >= self.deadline
 
 
-def enqueue(study: optuna.Study, starts: Sequence[tuple[str, Params]]) -> None:
-    """Queue the warm start, once in the life of a study."""
-    if study.user_attrs.get(WARM):
+def enqueue(study: optuna.Study, name: str, starts: Sequence[tuple[str, Params]]) -> None:
+    """Queue the starts called `name`, once in the life of a study."""
+    if study.user_attrs.get(f"{QUEUED}:{name}"):
         return
     for origin, params in starts:
         study.enqueue_trial(dict(params), user_attrs={ORIGIN: origin}, skip_if_exists=True)
-    study.set_user_attr(WARM, True)
+    study.set_user_attr(f"{QUEUED}:{name}", True)
 
 
 def run(
@@ -89,14 +89,18 @@ def run(
     on_trial: OnTrial,
     progress: Callable[[str], None] | None = None,
     watch: Stopwatch | None = None,
+    *,
+    queued_only: bool = False,
 ) -> None:
     """Evaluate configurations until the budget is spent, a stop is requested, or the space is used up.
 
-    `watch` measures what is spent on proposing them and on keeping the study.
+    `watch` measures what is spent on proposing them and on keeping the study. queued_only: until the queue is empty.
     """
     watch = watch or Stopwatch()
     repeats, trials = 0, trials_of(study)
     while not stop.requested and not budget.timed_out and repeats < REPEATS:
+        if queued_only and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            return
         with watch.measuring("propose"):
             seen = seen_configs(study)
             if len(seen) >= budget.trials:

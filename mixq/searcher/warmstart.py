@@ -1,4 +1,4 @@
-"""Where a search starts: the uniform configurations, and a ladder from the sensitivity ranking.
+"""Where a search starts: the uniform configurations, and ladders from the sensitivity ranking.
 
 On a toy problem of 50 layers the start decided what 300 trials reached, more than the sampler did: the configurations
 that a person would try first are tried first.
@@ -8,33 +8,55 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mixq.config import LayerScheme, Precision, Stage
+from mixq.config import FloatPrecision, LayerScheme, Precision, Stage
 from mixq.searcher.choices import RATE, RECIPE, REST, STEPS, Choices, Params, Unit
 from mixq.sensitivity import Sensitivity
 
-INT8 = LayerScheme(precision=Precision.INT8)
+INT8, FP32 = LayerScheme(precision=Precision.INT8), LayerScheme(precision=Precision.FP32)
 FLOATS = (Precision.BF16, Precision.FP16, Precision.FP32)
 
 
-def warm_start(choices: Choices, sensitivity: Sensitivity) -> list[tuple[str, Params]]:
-    """(origin, parameters), most promising first and without repetition: uniform ones, then ladders."""
-    found: dict[str, tuple[str, Params]] = {}
-    for origin, params in (*_uniform(choices), *_ladders(choices, sensitivity)):
+Start = tuple[str, Params]
+"""Origin and parameters."""
+
+
+def uniform_starts(choices: Choices) -> list[Start]:
+    """FP32, which is at hand, then the most promising first, without repetition. They need no analysis."""
+    return _distinct(choices, _uniform(choices))
+
+
+def ladder_starts(choices: Choices, sensitivity: Sensitivity) -> list[Start]:
+    """Those that are not uniform, the most promising first, without repetition."""
+    uniform = {choices.config(params).id for _, params in _uniform(choices)}
+    found = _distinct(choices, _ladders(choices, sensitivity))
+    return [(origin, params) for origin, params in found if choices.config(params).id not in uniform]
+
+
+def _distinct(choices: Choices, starts: Iterator[Start]) -> list[Start]:
+    found: dict[str, Start] = {}
+    for origin, params in starts:
         found.setdefault(choices.config(params).id, (origin, params))
     return list(found.values())
 
 
-def _uniform(choices: Choices) -> Iterator[tuple[str, Params]]:
-    for scheme in _schemes(choices):
+def _uniform(choices: Choices) -> Iterator[Start]:
+    cheapest = _cheapest(choices)
+    if FP32 in _schemes(choices):
+        yield _uniform_start(choices, FP32, choices.rest[0])
+    for scheme in sorted(_schemes(choices), key=lambda s: (s != cheapest, s.stage is Stage.QAT, _promise(s))):
         for rest in choices.rest:
-            assigned = {unit.name: _nearest(unit, scheme) for unit in choices.units}
-            yield f"uniform {scheme}", _params(choices, assigned, rest.value)
+            yield _uniform_start(choices, scheme, rest)
     for recipe in list(choices.recipes)[1:]:
-        assigned = {unit.name: _nearest(unit, _cheapest(choices)) for unit in choices.units}
-        yield f"uniform int8, recipe {recipe}", _params(choices, assigned, choices.rest[0].value, recipe)
+        _, params = _uniform_start(choices, cheapest, choices.rest[0])
+        yield f"uniform int8, recipe {recipe}", {**params, RECIPE: recipe}
 
 
-def _ladders(choices: Choices, sensitivity: Sensitivity) -> Iterator[tuple[str, Params]]:
+def _uniform_start(choices: Choices, scheme: LayerScheme, rest: FloatPrecision) -> Start:
+    assigned = {unit.name: _nearest(unit, scheme) for unit in choices.units}
+    return f"uniform {scheme}", _params(choices, assigned, rest.value)
+
+
+def _ladders(choices: Choices, sensitivity: Sensitivity) -> Iterator[Start]:
     """All in the cheapest scheme but the k most sensitive units, k doubling; those in each other scheme in turn."""
     ranking, cheapest = _ranked_units(choices, sensitivity), _cheapest(choices)
     spared = [scheme for scheme in _schemes(choices) if scheme != cheapest]
@@ -80,10 +102,10 @@ def _nearest(unit: Unit, wanted: LayerScheme) -> LayerScheme:
     return wanted if wanted in unit.schemes else (same or unit.schemes)[0]
 
 
-def _params(choices: Choices, assigned: dict[str, LayerScheme], rest: str, recipe: str | None = None) -> Params:
+def _params(choices: Choices, assigned: dict[str, LayerScheme], rest: str) -> Params:
     params = {name: str(scheme) for name, scheme in assigned.items()}
     params[REST] = rest
-    params[RECIPE] = recipe or next(iter(choices.recipes))
+    params[RECIPE] = next(iter(choices.recipes))
     if choices.training:
         params[STEPS] = str(choices.training[0].steps)
         params[RATE] = repr(choices.training[0].learning_rate)

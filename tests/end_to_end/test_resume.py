@@ -78,7 +78,7 @@ def test_sigterm_ends_a_search_cleanly(tmp_path: Path, monkeypatch: pytest.Monke
     assert process.returncode == 0, shown
     assert "stopped; the same command goes on from here" in shown
     assert "everything is in" in printed
-    for name in FILES:
+    for name in set(FILES) - {"sensitivity.csv"}:  # it may end before the layers are analyzed
         assert (out / name).stat().st_size > 0, name
     assert mixq.verify(out).ok
     summary = json.loads((out / "summary.json").read_text())

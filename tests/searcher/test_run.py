@@ -19,7 +19,7 @@ from mixq.searcher.space import Constraints
 from mixq.searcher.stop import Stop
 from mixq.searcher.study import Study, open_study
 from mixq.searcher.trial import Trial
-from mixq.searcher.warmstart import warm_start
+from mixq.searcher.warmstart import ladder_starts, uniform_starts
 from tests.searcher.toy import MODEL, Search, Toy, choices_of, config_ids, new_study, space
 
 TOY = Toy.random(6)
@@ -28,7 +28,8 @@ TOY = Toy.random(6)
 def started(search: Search) -> Search:
     """With the warm start queued."""
     assert search.study is not None
-    enqueue(search.study, warm_start(search.choices, search.toy.sensitivity))
+    enqueue(search.study, "uniform", uniform_starts(search.choices))
+    enqueue(search.study, "ladders", ladder_starts(search.choices, search.toy.sensitivity))
     return search
 
 
@@ -51,7 +52,7 @@ def test_a_trial_is_what_was_evaluated() -> None:
 
 def test_the_warm_start_is_tried_first_and_in_order() -> None:
     search = started(Search(TOY, space()))
-    wanted = warm_start(search.choices, TOY.sensitivity)
+    wanted = [*uniform_starts(search.choices), *ladder_starts(search.choices, TOY.sensitivity)]
     found = search.run(len(wanted) + 5)
     assert [trial.origin for trial in found] == [origin for origin, _ in wanted] + ["guided"] * 5
     assert config_ids(found[: len(wanted)]) == [search.choices.config(params).id for _, params in wanted]

@@ -16,7 +16,7 @@ from mixq.errors import InputError
 from mixq.evaluation import Evaluation, Glimpse
 from mixq.latency import Interval
 from mixq.runtimes import Kernel
-from mixq.searcher.run import WARM
+from mixq.searcher.run import QUEUED
 from mixq.searcher.samplers import distributions
 from mixq.searcher.study import (
     REASON,
@@ -181,7 +181,7 @@ def test_configurations_are_stored_as_readable_json(tmp_path: Path) -> None:
     Search(TOY, space(), study=study).run(1)
     stored = study.trials[0].user_attrs["mixq:config"]
     assert json.loads(stored)["model"] == MODEL
-    assert study.user_attrs.get(WARM) is None
+    assert study.user_attrs.get(f"{QUEUED}:uniform") is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from mixq.searcher.choices import Params
 from mixq.searcher.space import SearchSpace
-from mixq.searcher.warmstart import warm_start
+from mixq.searcher.warmstart import ladder_starts, uniform_starts
 from tests.searcher.toy import Toy, choices_of, space
 
 # The most sensitive first: layer3, layer1, layer0, layer4, layer2.
@@ -15,7 +15,8 @@ TRAINING = {"steps": [5, 9], "learning_rate": [1e-5, 1e-4]}
 
 
 def starts(wanted: SearchSpace, toy: Toy = TOY) -> list[tuple[str, Params]]:
-    return warm_start(choices_of(toy, wanted), toy.sensitivity)
+    choices = choices_of(toy, wanted)
+    return [*uniform_starts(choices), *ladder_starts(choices, toy.sensitivity)]
 
 
 def letters(wanted: SearchSpace, params: Params, toy: Toy = TOY) -> str:
@@ -32,8 +33,8 @@ def listed(wanted: SearchSpace, toy: Toy = TOY) -> list[tuple[str, str]]:
 def test_uniform_ones_come_first_then_ladders_of_doubling_steps() -> None:
     assert listed(space()) == [
         ("uniform fp32", "FFFFF"),
-        ("uniform bf16", "BBBBB"),
         ("uniform int8", "IIIII"),
+        ("uniform bf16", "BBBBB"),
         ("ladder 1 bf16", "IIIBI"),
         ("ladder 2 bf16", "IBIBI"),
         ("ladder 4 bf16", "BBIBB"),
@@ -70,11 +71,11 @@ def test_the_rest_is_every_type_for_uniform_ones_and_the_matching_one_for_ladder
     found = [(letters(wanted, params), params["rest"]) for _, params in starts(wanted)]
     assert found[:6] == [
         ("FFFFF", "fp32"),
-        ("FFFFF", "bf16"),
-        ("BBBBB", "fp32"),
-        ("BBBBB", "bf16"),
         ("IIIII", "fp32"),
         ("IIIII", "bf16"),
+        ("BBBBB", "fp32"),
+        ("BBBBB", "bf16"),
+        ("FFFFF", "bf16"),
     ]
     assert [(layers, rest) for layers, rest in found[6:] if "B" in layers] == [
         ("IIIBI", "bf16"),
@@ -125,14 +126,13 @@ def test_layers_of_a_group_climb_together() -> None:
 @pytest.mark.parametrize("layers", [1, 2, 9])
 def test_no_configuration_comes_twice(precisions: list[str], layers: int) -> None:
     toy, wanted = Toy.random(layers), space(precisions=precisions, rest=["fp32", "bf16"])
-    choices = choices_of(toy, wanted)
-    found = [choices.config(params).id for _, params in warm_start(choices, toy.sensitivity)]
+    found = [choices_of(toy, wanted).config(params).id for _, params in starts(wanted, toy)]
     assert len(found) == len(set(found)) >= len(precisions)
 
 
 def test_every_parameter_is_given_so_that_no_sampler_adds_to_it() -> None:
     wanted = space(stages=["ptq", "qat"], training=TRAINING, rest=["fp32", "bf16"])
     choices = choices_of(TOY, wanted)
-    for _, params in warm_start(choices, TOY.sensitivity):
+    for _, params in starts(wanted):
         assert params.keys() == choices.categories().keys()
         assert all(value in choices.categories()[name] for name, value in params.items())
