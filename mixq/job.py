@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -72,7 +73,7 @@ class SearchJob:
             self.contenders[trial.config.id] = candidate
         if trial.feasible:
             self.ensure_exported()
-            if self._holdout_s(trial) <= HOLDOUT_SHARE * self.budget.run_s:
+            if self._holdout_s() <= HOLDOUT_SHARE * self.budget.run_s:
                 self.hold_out()
         self.write_tables()
 
@@ -101,12 +102,14 @@ class SearchJob:
         able = {name for name, evaluation in found if cautious_value(evaluation, objective) <= limit}
         self.contenders = {name: candidate for name, candidate in self.contenders.items() if name in able}
 
-    def _holdout_s(self, trial: Trial) -> float:
+    def _holdout_s(self) -> float:
         """Seconds spent on the holdout split if it is looked at now, as far as they can be known."""
         spent = self.watch.seconds.get("holdout", 0.0)
         if self.holdouts:
             return spent + spent / self.holdouts
-        return 2 * trial.phases.get("metric", 0.0)  # FP32 has to be run there too
+        # FP32 has to be run there too; on the search split that was done before.
+        known = (trial.phases.get("metric", 0.0) for trial in self.trials if not is_fp32(trial))
+        return 2 * max(known, default=0.0) or math.inf
 
     def hold_out(self) -> None:
         """Report on the best so far from the holdout split, unless that is known already."""

@@ -34,7 +34,7 @@ from mixq.searcher.study import (
     trials_of,
 )
 from mixq.searcher.trial import Trial
-from mixq.searcher.warmstart import ladder_starts, uniform_starts
+from mixq.searcher.warmstart import analyzed_starts, uniform_starts
 from mixq.sensitivity import Sensitivity
 from mixq.sensitivity import analyze as analyze_layers
 from mixq.stopwatch import Stopwatch
@@ -135,12 +135,14 @@ def open_job(
 
 
 def guide_job(job: SearchJob, progress: Progress) -> None:
-    """Analyze, unless the study knows already; from then on its sampler is the space's, and the ladders are queued."""
+    """Analyze, unless the study knows already; from then on its sampler is the space's, and what comes first queued."""
     job.sensitivity = _sensitivity(job.study, job.evaluator, job.watch, progress)
     profiles = _profiles(job.study, job.evaluator, job.choices, job.watch)
     guide = Guide(job.choices, job.evaluator.graph, job.sensitivity, job.space.objectives[0], profiles)
     job.study.sampler = get_sampler(job.space.sampler, job.choices, guide, job.seed + len(job.study.trials))
-    enqueue(job.study, "ladders", ladder_starts(job.choices, job.sensitivity))
+    passed = any(trial.feasible and trial.config.layers_with(Precision.INT8) for trial in job.trials)
+    starts = analyzed_starts(job.choices, job.sensitivity, recipes_first=not passed)
+    enqueue(job.study, "analyzed", starts)
 
 
 def _sensitivity(study: Study, evaluator: Evaluator, watch: Stopwatch, progress: Progress) -> Sensitivity:

@@ -1,4 +1,4 @@
-"""Where a search starts: the uniform configurations, and ladders from the sensitivity ranking.
+"""Where a search starts: the uniform configurations; ladders from the sensitivity ranking; the longer recipes.
 
 On a toy problem of 50 layers the start decided what 300 trials reached, more than the sampler did: the configurations
 that a person would try first are tried first.
@@ -6,7 +6,8 @@ that a person would try first are tried first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from mixq.config import FloatPrecision, LayerScheme, Precision, Stage
 from mixq.searcher.choices import RATE, RECIPE, REST, STEPS, Choices, Params, Unit
@@ -25,14 +26,18 @@ def uniform_starts(choices: Choices) -> list[Start]:
     return _distinct(choices, _uniform(choices))
 
 
-def ladder_starts(choices: Choices, sensitivity: Sensitivity) -> list[Start]:
-    """Those that are not uniform, the most promising first, without repetition."""
+def analyzed_starts(choices: Choices, sensitivity: Sensitivity, *, recipes_first: bool) -> list[Start]:
+    """What is not among the uniform starts: ladders and, before or after them, INT8 by the space's other recipes.
+
+    Better recipes make INT8 no faster: they come first where the first one loses too much.
+    """
     uniform = {choices.config(params).id for _, params in _uniform(choices)}
-    found = _distinct(choices, _ladders(choices, sensitivity))
+    parts = (_recipes(choices), _ladders(choices, sensitivity))
+    found = _distinct(choices, chain(*(parts if recipes_first else reversed(parts))))
     return [(origin, params) for origin, params in found if choices.config(params).id not in uniform]
 
 
-def _distinct(choices: Choices, starts: Iterator[Start]) -> list[Start]:
+def _distinct(choices: Choices, starts: Iterable[Start]) -> list[Start]:
     found: dict[str, Start] = {}
     for origin, params in starts:
         found.setdefault(choices.config(params).id, (origin, params))
@@ -46,8 +51,11 @@ def _uniform(choices: Choices) -> Iterator[Start]:
     for scheme in sorted(_schemes(choices), key=lambda s: (s != cheapest, s.stage is Stage.QAT, _promise(s))):
         for rest in choices.rest:
             yield _uniform_start(choices, scheme, rest)
+
+
+def _recipes(choices: Choices) -> Iterator[Start]:
     for recipe in list(choices.recipes)[1:]:
-        _, params = _uniform_start(choices, cheapest, choices.rest[0])
+        _, params = _uniform_start(choices, _cheapest(choices), choices.rest[0])
         yield f"uniform int8, recipe {recipe}", {**params, RECIPE: recipe}
 
 

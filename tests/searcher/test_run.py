@@ -19,7 +19,7 @@ from mixq.searcher.space import Constraints
 from mixq.searcher.stop import Stop
 from mixq.searcher.study import Study, open_study
 from mixq.searcher.trial import Trial
-from mixq.searcher.warmstart import ladder_starts, uniform_starts
+from mixq.searcher.warmstart import analyzed_starts, uniform_starts
 from tests.searcher.toy import MODEL, Search, Toy, choices_of, config_ids, new_study, space
 
 TOY = Toy.random(6)
@@ -29,7 +29,7 @@ def started(search: Search) -> Search:
     """With the warm start queued."""
     assert search.study is not None
     enqueue(search.study, "uniform", uniform_starts(search.choices))
-    enqueue(search.study, "ladders", ladder_starts(search.choices, search.toy.sensitivity))
+    enqueue(search.study, "analyzed", analyzed_starts(search.choices, search.toy.sensitivity, recipes_first=True))
     return search
 
 
@@ -52,7 +52,8 @@ def test_a_trial_is_what_was_evaluated() -> None:
 
 def test_the_warm_start_is_tried_first_and_in_order() -> None:
     search = started(Search(TOY, space()))
-    wanted = [*uniform_starts(search.choices), *ladder_starts(search.choices, TOY.sensitivity)]
+    later = analyzed_starts(search.choices, TOY.sensitivity, recipes_first=True)
+    wanted = [*uniform_starts(search.choices), *later]
     found = search.run(len(wanted) + 5)
     assert [trial.origin for trial in found] == [origin for origin, _ in wanted] + ["guided"] * 5
     assert config_ids(found[: len(wanted)]) == [search.choices.config(params).id for _, params in wanted]

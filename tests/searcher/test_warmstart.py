@@ -6,7 +6,7 @@ import pytest
 
 from mixq.searcher.choices import Params
 from mixq.searcher.space import SearchSpace
-from mixq.searcher.warmstart import ladder_starts, uniform_starts
+from mixq.searcher.warmstart import analyzed_starts, uniform_starts
 from tests.searcher.toy import Toy, choices_of, space
 
 # The most sensitive first: layer3, layer1, layer0, layer4, layer2.
@@ -14,9 +14,10 @@ TOY = Toy(work=(1.0,) * 5, errors=(3e-3, 4e-3, 1e-3, 5e-3, 2e-3))
 TRAINING = {"steps": [5, 9], "learning_rate": [1e-5, 1e-4]}
 
 
-def starts(wanted: SearchSpace, toy: Toy = TOY) -> list[tuple[str, Params]]:
+def starts(wanted: SearchSpace, toy: Toy = TOY, *, recipes_first: bool = True) -> list[tuple[str, Params]]:
     choices = choices_of(toy, wanted)
-    return [*uniform_starts(choices), *ladder_starts(choices, toy.sensitivity)]
+    later = analyzed_starts(choices, toy.sensitivity, recipes_first=recipes_first)
+    return [*uniform_starts(choices), *later]
 
 
 def letters(wanted: SearchSpace, params: Params, toy: Toy = TOY) -> str:
@@ -97,6 +98,9 @@ def test_every_recipe_is_tried_on_int8() -> None:
         ("uniform int8, recipe entropy", "entropy"),
     ]
     assert {recipe for _, recipe in found[4:]} == {"mse"}
+    wanted = space(precisions=["fp32", "int8"], recipes=recipes)
+    later = [origin for origin, _ in starts(wanted, recipes_first=False)]
+    assert later == [*(origin for origin, _ in found[:2]), *(o for o, _ in found[4:]), *(o for o, _ in found[2:4])]
 
 
 def test_layers_that_lack_a_scheme_take_the_nearest() -> None:
