@@ -22,16 +22,16 @@ class RandomWeights(mixq.Task):
 
     primary = "fidelity"
 
-    def __init__(self, build: Callable[[], nn.Module]) -> None:
-        """`build`: makes the network; called under a fixed seed."""
+    def __init__(self, build: Callable[[], nn.Module], side: int = SIDE) -> None:
+        """`build`: makes the network; called under a fixed seed. side: of its images."""
         super().__init__()
-        self._build = build
+        self._build, self._side = build, side
 
     @cached_property
     def _network(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return settled(self._build())
+            return settled(self._build(), self._side)
 
     def model(self) -> nn.Module:
         """The network in eval mode."""
@@ -39,11 +39,11 @@ class RandomWeights(mixq.Task):
 
     def calibration(self) -> Iterator[Inputs]:
         """16 images, 4 at a time."""
-        return ({"image": images} for images in np.split(smooth_images(16, SEEDS["calibration"]), 4))
+        return ({"image": images} for images in np.split(smooth_images(16, SEEDS["calibration"], self._side), 4))
 
     def batches(self, split: str) -> Iterator[tuple[Inputs, Array]]:
         """8 images and what the network gives on them."""
-        images = smooth_images(8, SEEDS[split])
+        images = smooth_images(8, SEEDS[split], self._side)
         with torch.no_grad():
             yield {"image": images}, self._network(torch.from_numpy(images)).numpy()
 
@@ -53,17 +53,17 @@ class RandomWeights(mixq.Task):
         return {"fidelity": 1 - relative_mse({"output": targets}, {"output": found})}
 
 
-def smooth_images(count: int, seed: int) -> NDArray[np.float32]:
-    """N × 3 × SIDE × SIDE: noise at four scales, the coarser the stronger, as in photographs; about unit deviation."""
+def smooth_images(count: int, seed: int, size: int = SIDE) -> NDArray[np.float32]:
+    """N × 3 × size × size: noise at four scales, the coarser the stronger, as in photographs; about unit deviation."""
     rng = np.random.default_rng(seed)
-    images = torch.zeros(count, 3, SIDE, SIDE)
-    for side, strength in ((7, 0.8), (28, 0.5), (112, 0.3), (SIDE, 0.15)):
+    images = torch.zeros(count, 3, size, size)
+    for side, strength in ((size // 32, 0.8), (size // 8, 0.5), (size // 2, 0.3), (size, 0.15)):
         noise = torch.from_numpy(rng.standard_normal((count, 3, side, side), dtype=np.float32))
-        images += strength * F.interpolate(noise, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+        images += strength * F.interpolate(noise, size=(size, size), mode="bilinear", align_corners=False)
     return images.numpy()
 
 
-def settled(network: nn.Module) -> nn.Module:
+def settled(network: nn.Module, size: int = SIDE) -> nn.Module:
     """`network` in eval mode, with varied batch-norm weights and the statistics that belong to its activations."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
@@ -71,7 +71,7 @@ def settled(network: nn.Module) -> nn.Module:
         nn.init.normal_(norm.bias, 0.0, 0.2)
         norm.momentum = None  # the plain mean of all batches
     with torch.no_grad():
-        for images in np.split(smooth_images(8, SEEDS["settling"]), 2):
+        for images in np.split(smooth_images(8, SEEDS["settling"], size), 2):
             network.train()(torch.from_numpy(images))
     return network.eval()
 
@@ -118,13 +118,16 @@ class Sequence(nn.Module):
         return found
 
 
-def resnet(depths: tuple[int, int, int, int], bottleneck: bool) -> nn.Module:
-    """He et al., "Deep Residual Learning for Image Recognition", table 1; the stride on the 3 × 3 convolution."""
-    modules: list[nn.Module] = [conv_norm(3, 64, 7, 2, activation=nn.ReLU()), nn.MaxPool2d(3, 2, 1)]
-    cin = 64
+def resnet(depths: tuple[int, int, int, int], bottleneck: bool, base: int = 64) -> nn.Module:
+    """He et al., "Deep Residual Learning for Image Recognition", table 1; the stride on the 3 × 3 convolution.
+
+    base: channels of the first stage.
+    """
+    modules: list[nn.Module] = [conv_norm(3, base, 7, 2, activation=nn.ReLU()), nn.MaxPool2d(3, 2, 1)]
+    cin = base
     for stage, depth in enumerate(depths):
         for block in range(depth):
-            stride, width = (2 if stage and not block else 1), 64 << stage
+            stride, width = (2 if stage and not block else 1), base << stage
             cout = 4 * width if bottleneck else width
             body = _bottleneck(cin, width, stride) if bottleneck else _basic(cin, width, stride)
             same = stride == 1 and cin == cout

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -146,6 +147,7 @@ def _kinds(unit: Unit) -> list[str]:
     return sorted({scheme.precision.value for scheme in unit.schemes})
 
 
+@lru_cache
 def precision(scheme: str) -> str:
     """That of a scheme as parameters name it."""
     return LayerScheme.parse(scheme).precision.value

@@ -25,6 +25,10 @@ SMALLEST_CHARGE = 1e-15
 TRAINED = 0.5  # of a layer's error is left by training, until trials tell
 
 
+Kinds = dict[str, dict[str, list[int]]]
+"""By unit and precision, the variables of the schemes that have it."""
+
+
 @dataclass(frozen=True)
 class Prices:
     """What is to be minimized: the cost of a unit in a precision, of a rest, of a crossing between two precisions."""
@@ -151,19 +155,19 @@ def _solved(
 ) -> Params | None:
     program = _Program()
     chosen: dict[tuple[str, str], int] = {}
-    kinds: dict[tuple[str, str], list[int]] = {}
+    kinds: Kinds = {}
     tie = 1e-4 / len(choices.units)  # of two that cost the same, the one that needs no training
     for unit in choices.units:
         for scheme in map(str, unit.schemes):
             kind = precision(scheme)
             number = program.variable(prices.unit(unit, kind) + tie * scheme.endswith("-qat"), integral=True)
             chosen[unit.name, scheme] = number
-            kinds.setdefault((unit.name, kind), []).append(number)
+            kinds.setdefault(unit.name, {}).setdefault(kind, []).append(number)
         program.constrain({chosen[unit.name, str(scheme)]: 1.0 for scheme in unit.schemes}, 1, 1)
     rest = {kind.value: program.variable(prices.rest(kind.value), integral=True) for kind in choices.rest}
     program.constrain(dict.fromkeys(rest.values(), 1.0), 1, 1)
     for (writer, reader), share in prices.crossings.items():
-        _cross(program, kinds, writer, reader, share, prices)
+        _cross(program, kinds[writer], kinds[reader], share, prices)
     if np.isfinite(allowed):
         row = {number: _charge(charges, *key) for key, number in chosen.items()}
         unit_of_measure = max(*row.values(), allowed, SMALLEST_CHARGE)  # HiGHS works with absolute tolerances
@@ -177,23 +181,20 @@ def _solved(
 
 def _cross(
     program: _Program,
-    kinds: Mapping[tuple[str, str], list[int]],
-    writer: str,
-    reader: str,
+    written: Mapping[str, list[int]],
+    read: Mapping[str, list[int]],
     share: float,
     prices: Prices,
 ) -> None:
     """One variable a pair of precisions, whose sums are the writer's and the reader's choice."""
-    written = [kind for unit, kind in kinds if unit == writer]
-    read = [kind for unit, kind in kinds if unit == reader]
     pairs = {
         (a, b): program.variable(share * prices.border(a, b) if a != b else 0.0, integral=False)
         for a in written
         for b in read
     }
     for a in written:
-        row = {pairs[a, b]: 1.0 for b in read} | dict.fromkeys(kinds[writer, a], -1.0)
+        row = {pairs[a, b]: 1.0 for b in read} | dict.fromkeys(written[a], -1.0)
         program.constrain(row, 0, 0)
     for b in read:
-        row = {pairs[a, b]: 1.0 for a in written} | dict.fromkeys(kinds[reader, b], -1.0)
+        row = {pairs[a, b]: 1.0 for a in written} | dict.fromkeys(read[b], -1.0)
         program.constrain(row, 0, 0)
