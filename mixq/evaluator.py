@@ -53,7 +53,7 @@ class Evaluator:
 
     @cached_property
     def quantizer(self) -> Quantizer:
-        return Quantizer(self.graph, Material(self.data.calibration, self._run_fp32, self.runtime.placement))
+        return Quantizer(self.graph, Material(self.data.calibration, self._view_fp32, self.runtime.placement))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -263,6 +263,9 @@ class Evaluator:
     @cached_property
     def _teacher(self) -> Callable[[Inputs], Outputs]:
         return self._run_fp32(self.reference.model)
+
+    def _view_fp32(self, model: bytes) -> Callable[[Inputs], Outputs]:
+        return self.runtime.compile(model, machine.cores()).view
 
     def _run_fp32(self, model: bytes) -> Callable[[Inputs], Outputs]:
         return self.runtime.compile(model, machine.cores()).run

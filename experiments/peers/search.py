@@ -1,7 +1,7 @@
 """mixq's search beside NNCF's accuracy control: same FP32 graph, same data, same allowed drop, latency on one thread.
 
 `python experiments/peers/search.py --out experiments/peers/search.md`; it needs the extra `peers`. Both begin with the
-same ONNX file. mixq's time has everything in it: reading, checking, analysis, trials, exports, report.
+same ONNX file and the same batches in memory. mixq's time has everything in it: checks, analysis, exports, report.
 """
 
 import argparse
@@ -18,6 +18,8 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # the project's root: this is run by its path
 
+import numpy as np
+
 import mixq
 from experiments.peers import nncf_peer
 from experiments.peers.ptq import TRAINED, progress
@@ -26,14 +28,14 @@ from experiments.timing import geometric_mean, measure_copies
 from mixq import machine, measures
 from mixq.batches import run_batches
 from mixq.config import Precision
-from mixq.dataset import Split
+from mixq.dataset import Split, TaskData
 from mixq.errors import InputError
 from mixq.evaluator import Evaluator
 from mixq.latency import Interval, measure_pair
 from mixq.runtimes import get_runtime
 from mixq.searcher.objective import best_of
 from mixq.searcher.trial import Trial
-from mixq.task import Outputs, Task
+from mixq.task import Array, Inputs, Outputs, Task
 
 SPACE = Path(__file__).resolve().parents[2] / "search_spaces" / "cpu.yaml"
 LEAST_S = 30.0  # for mixq, where NNCF takes less
@@ -82,7 +84,7 @@ def play(name: str, nncf: Any, max_drop: float, seconds: float | None) -> Match:
         path = Path(folder) / "fp32.onnx"
         path.write_bytes(evaluator.reference.model)
         found = mixq.search(
-            _from_onnx(TRAINED[name](), path),
+            _at_hand(TRAINED[name](), path, evaluator.data),
             SPACE,
             Path(folder) / "out",
             max_drop=max_drop,
@@ -122,9 +124,18 @@ def play(name: str, nncf: Any, max_drop: float, seconds: float | None) -> Match:
     )
 
 
-def _from_onnx(task: Task, path: Path) -> Task:
-    """The task, its model the ONNX file at `path`."""
+def _at_hand(task: Task, path: Path, data: TaskData) -> Task:
+    """The task with what NNCF is handed: its model the ONNX file at `path`, its data in memory."""
+
+    def batches(split: str) -> Iterator[tuple[Inputs, Array]]:
+        held = data.split(split)
+        ends = np.cumsum([len(next(iter(batch.values()))) for batch in held.batches])
+        return zip(held.batches, np.split(held.targets, ends[:-1]), strict=True)
+
+    data.split("holdout")
     task.model = lambda: path  # type: ignore[method-assign]
+    task.calibration = lambda: iter(data.calibration)  # type: ignore[method-assign]
+    task.batches = batches  # type: ignore[method-assign]
     return task
 
 

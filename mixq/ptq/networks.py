@@ -81,7 +81,7 @@ class Walk:
 
     def _moved(self, model: ir.Model, batches: Sequence[Inputs], cut: Cut) -> list[Inputs]:
         run = _outputs_of(model, self._material, cut.tensors, self._start)
-        return [run(batch) for batch in batches]
+        return [{name: value.copy() for name, value in run(batch).items()} for batch in batches]
 
 
 def _input_names(model: ir.Model) -> tuple[str, ...]:

@@ -57,6 +57,8 @@ class Prepared:
 class Material:
     """What a step may look at: the calibration batches, a compiler of the runtime, and where its pairs stand.
 
+    What a compiled network returns may be the runtime's own memory, which its next call overwrites.
+
     seed: of whatever is drawn; progress: told what is going on, a line at a time.
     """
 

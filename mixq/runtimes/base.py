@@ -44,6 +44,10 @@ class Executable(ABC):
     def run(self, inputs: Inputs) -> Outputs:
         """Outputs by name, freshly owned. Inputs of any batch size."""
 
+    def view(self, inputs: Inputs) -> Outputs:
+        """As `run`, but the next call may overwrite the outputs: copying large ones takes as long as computing them."""
+        return self.run(inputs)
+
     @abstractmethod
     def bind(self, inputs: Inputs) -> Callable[[], None]:
         """A call that runs the model on these inputs and does nothing else: what latency is measured on."""

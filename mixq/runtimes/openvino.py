@@ -98,9 +98,12 @@ class Compiled(Executable):
         self._requests: dict[tuple[Any, ...], Any] = {}
 
     def run(self, inputs: Inputs) -> Outputs:
+        return {name: value.copy() for name, value in self.view(inputs).items()}
+
+    def view(self, inputs: Inputs) -> Outputs:
         request = self._request(inputs)
         request.infer({name: np.ascontiguousarray(value) for name, value in inputs.items()}, share_inputs=True)
-        return {name: request.get_output_tensor(i).data.copy() for i, name in enumerate(self._names)}
+        return {name: request.get_output_tensor(i).data for i, name in enumerate(self._names)}
 
     def bind(self, inputs: Inputs) -> Callable[[], None]:
         request = self._request(inputs)

@@ -53,6 +53,13 @@ def test_outputs_are_the_callers_own(runtime: Runtime) -> None:
     np.testing.assert_array_equal(again, kept)
 
 
+def test_a_view_holds_what_run_gives_also_when_the_executable_is_gone(runtime: Runtime) -> None:
+    executable = runtime.compile(fp32(), 1)
+    (want,), (seen,) = executable.run(IMAGES).values(), executable.view(IMAGES).values()
+    del executable
+    np.testing.assert_array_equal(seen, want)
+
+
 def test_takes_arrays_that_are_not_contiguous(runtime: Runtime) -> None:
     executable = runtime.compile(fp32(), 1)
     turned = {"image": np.asfortranarray(IMAGES["image"])}
