@@ -22,16 +22,19 @@ class RandomWeights(mixq.Task):
 
     primary = "fidelity"
 
-    def __init__(self, build: Callable[[], nn.Module], side: int = SIDE) -> None:
-        """`build`: makes the network; called under a fixed seed. side: of its images."""
+    def __init__(self, build: Callable[[], nn.Module], side: int = SIDE, damping: float = 1.0) -> None:
+        """`build`: makes the network; called under a fixed seed. side: of its images. damping: of residual branches.
+
+        Undamped, hundreds of them amplify the rounding of float32 beyond what tells two networks apart.
+        """
         super().__init__()
-        self._build, self._side = build, side
+        self._build, self._side, self._damping = build, side, damping
 
     @cached_property
     def _network(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return settled(self._build(), self._side)
+            return settled(self._build(), self._side, self._damping)
 
     def model(self) -> nn.Module:
         """The network in eval mode."""
@@ -63,13 +66,17 @@ def smooth_images(count: int, seed: int, size: int = SIDE) -> NDArray[np.float32
     return images.numpy()
 
 
-def settled(network: nn.Module, size: int = SIDE) -> nn.Module:
+def settled(network: nn.Module, size: int = SIDE, damping: float = 1.0) -> nn.Module:
     """`network` in eval mode, with varied batch-norm weights and the statistics that belong to its activations."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, 0.0, 0.2)
         norm.momentum = None  # the plain mean of all batches
+    for module in network.modules():
+        if isinstance(module, Residual):
+            last = [part for part in module.body.modules() if isinstance(part, nn.BatchNorm2d)][-1]
+            last.weight.data *= damping
     with torch.no_grad():
         for images in np.split(smooth_images(8, SEEDS["settling"], size), 2):
             network.train()(torch.from_numpy(images))

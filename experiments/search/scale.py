@@ -23,7 +23,7 @@ from experiments.tables import machine_line, markdown
 from mixq.searcher.space import load_space
 
 DEPTHS = {54: (3, 4, 6, 3), 102: (3, 8, 16, 5), 204: (3, 24, 36, 3), 504: (16, 48, 88, 14)}
-SIDE, BASE = 64, 16
+SIDE, BASE, DAMPING = 64, 16, 0.1
 SPACE = Path(__file__).resolve().parents[2] / "search_spaces" / "cpu.yaml"
 MAX_DROP = 0.05  # of the share of the outputs' power that is as in FP32
 OWN = ("propose", "prepare", "keep the study", "logging", "files", "export")
@@ -32,8 +32,9 @@ RUN = ("compile", "latency", "metric")
 
 def searched(layers: int, trials: int) -> dict[str, float]:
     """Seconds by part of one search in this process, a trial where they grow with trials; peak memory in MB."""
-    task = RandomWeights(lambda: resnet(DEPTHS[layers], bottleneck=True, base=BASE), SIDE)
-    space = load_space(SPACE).model_copy(update={"recipes": {"quick": ()}})
+    task = RandomWeights(lambda: resnet(DEPTHS[layers], bottleneck=True, base=BASE), SIDE, DAMPING)
+    space = load_space(SPACE)
+    space = space.model_copy(update={"recipes": {"quick": space.recipes["quick"]}})
     before = _peak_mb()
     with tempfile.TemporaryDirectory() as folder:
         found = mixq.search(task, space, folder, max_drop=MAX_DROP, trials=trials, quiet=True)
