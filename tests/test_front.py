@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
+import onnx
 import pytest
+import torch
 
 from mixq.config import LayerScheme, Precision
 from mixq.evaluator import Evaluator
 from mixq.front import Front
-from mixq.runtimes import get_runtime
+from mixq.runtimes import Executable, get_runtime
 from mixq.sensitivity import first_rows, single
-from mixq.task import load_task
+from mixq.task import Array, Inputs, load_task
+from tests.tiny import Tiny
 
 ROWS = 60
+INT8 = LayerScheme(precision=Precision.INT8)
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +49,49 @@ def test_it_does_not_move_where_memory_forbids(evaluator: Evaluator, monkeypatch
     front = Front(evaluator, first_rows(evaluator.data, ROWS))
     front.advance_to(evaluator.graph.layers[-1])
     assert front.position == 0
+
+
+class Chain(Tiny):
+    """As many 1 × 1 convolutions one behind the other as are asked for."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        convolutions = (torch.nn.Conv2d(4 if number else 3, 4, 1) for number in range(layers))
+        steps = [step for convolution in convolutions for step in (convolution, torch.nn.ReLU())]
+        self.network = torch.nn.Sequential(*steps, torch.nn.Flatten(1), torch.nn.Linear(4 * 12 * 12, 5))
+
+    def model(self) -> torch.nn.Module:
+        return self.network.eval()
+
+    def calibration(self) -> Iterator[Inputs]:
+        return ({"input": batch["image"]} for batch in super().calibration())
+
+    def batches(self, split: str) -> Iterator[tuple[Inputs, Array]]:
+        return (({"input": batch["image"]}, targets) for batch, targets in super().batches(split))
+
+
+def compiled_layers(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Of all models that are compiled to look at every layer once."""
+    front = Front(evaluator, evaluator.data.split("search"))
+    candidates = [(layer, evaluator.prepare(single(evaluator, layer, INT8))) for layer in evaluator.graph.layers]
+    counts, compiled = list[int](), evaluator.runtime.compile
+
+    def counted(model: bytes, *rest: Any) -> Executable:
+        nodes = onnx.load_model_from_string(model).graph.node
+        counts.append(sum(node.op_type in ("Conv", "Gemm") for node in nodes))
+        return compiled(model, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluator.runtime, "compile", counted)
+        for layer, candidate in candidates:
+            front.advance_to(layer)
+            front.outputs(candidate)
+    return sum(counts)
+
+
+def test_what_is_compiled_for_all_layers_grows_slower_than_with_their_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = (
+        compiled_layers(Evaluator(Chain(layers), get_runtime("onnxruntime")), monkeypatch) for layers in (9, 36)
+    )
+    assert large < 4**1.7 * small, "four times the layers: 16 times the work if it grew with the square"
