@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from mixq import machine
 from mixq.latency import Interval
@@ -34,6 +35,14 @@ def machine_line() -> str:
     return f"Machine: {found['cores']}-core {found['cpu']} ({instructions}), {found['system']}.\n" + (
         f"Python {found['python']}, {versions}."
     )
+
+
+def publish(sections: Sequence[str], out: Path | None) -> None:
+    """Print the page that the sections make, and write it to `out` as well."""
+    page = "\n\n".join(sections) + "\n"
+    print(page)
+    if out:
+        out.write_text(page, encoding="utf-8")
 
 
 def _listed(value: object) -> Sequence[object]:

@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # the project's root:
 from experiments.cifar10_resnet.task import ResNet20, ResNet56
 from experiments.etinynet.task import EtinyNet
 from experiments.peers import networks, nncf_peer, ort_peer
-from experiments.tables import interval, machine_line, markdown, points
+from experiments.tables import interval, machine_line, markdown, points, publish
 from experiments.timing import geometric_mean, measure_copies
 from experiments.tiny_darknet.task import TinyDarknet
 from mixq import machine, measures
@@ -31,7 +31,7 @@ from mixq.evaluator import Evaluator
 from mixq.graph import Layer
 from mixq.latency import Interval, PairedLatency
 from mixq.runtimes import NAMES, Executable, get_runtime
-from mixq.task import Outputs, Task
+from mixq.task import Array, Outputs, Task
 
 TRAINED: Mapping[str, Callable[[], Task]] = {
     "tiny_darknet": TinyDarknet,
@@ -155,17 +155,22 @@ def judge_network(contest: Contest) -> Iterator[Accuracy]:
 
 
 def _accuracy(contest: Contest, model: str, outputs: Outputs) -> Accuracy:
-    task, data = contest.evaluator.task, contest.evaluator.data
-    split, reference = data.split("search"), contest.evaluator.reference_outputs("search")
-    drop = contest.evaluator.reference_metrics[task.primary] - data.metrics(outputs, split)[task.primary]
-    bounds = measures.drop_interval(
-        lambda found, targets: float(task.metrics(found, targets)[task.primary]),
-        reference,
-        outputs,
-        split.targets,
-        task.rows_per_sample,
-    )
-    return Accuracy(contest.name, model, drop, bounds, measures.relative_mse(reference, outputs))
+    drop, bounds = drop_and_interval(contest.evaluator, "search", outputs)
+    error = measures.relative_mse(contest.evaluator.reference_outputs("search"), outputs)
+    return Accuracy(contest.name, model, drop, bounds, error)
+
+
+def primary_metric(task: Task) -> Callable[[Outputs, Array], float]:
+    """The task's primary metric, of outputs and targets."""
+    return lambda outputs, targets: float(task.metrics(outputs, targets)[task.primary])
+
+
+def drop_and_interval(evaluator: Evaluator, split: str, outputs: Outputs) -> tuple[float, tuple[float, float]]:
+    """The drop of outputs for all rows of a split, with its 95 % interval."""
+    metric, rows = primary_metric(evaluator.task), evaluator.task.rows_per_sample
+    reference, targets = evaluator.reference_outputs(split), evaluator.data.split(split).targets
+    drop = metric(reference, targets) - metric(outputs, targets)
+    return drop, measures.drop_interval(metric, reference, outputs, targets, rows)
 
 
 def latency_table(timings: Sequence[Timing], peer: str) -> str:
@@ -274,11 +279,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     command = shlex.join(["python", "experiments/peers/ptq.py", *argv])
-    head = f"# peers: post-training quantization\n\n    {command}\n\n{machine_line()}"
-    page = "\n\n".join([head, *sections]) + "\n"
-    print(page)
-    if arguments.out:
-        arguments.out.write_text(page, encoding="utf-8")
+    publish(["# peers: post-training quantization", f"    {command}", machine_line(), *sections], arguments.out)
     return 0
 
 

@@ -10,7 +10,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,14 +22,15 @@ import numpy as np
 
 import mixq
 from experiments.peers import nncf_peer
-from experiments.peers.ptq import TRAINED, progress
-from experiments.tables import interval, machine_line, markdown, points
+from experiments.peers.ptq import TRAINED, drop_and_interval, primary_metric, progress
+from experiments.tables import interval, machine_line, markdown, points, publish
 from experiments.timing import geometric_mean, measure_copies
-from mixq import machine, measures
+from mixq import machine
 from mixq.batches import run_batches
 from mixq.config import Precision
-from mixq.dataset import Split, TaskData
+from mixq.dataset import Split, TaskData, row_count
 from mixq.errors import InputError
+from mixq.evaluation import Candidate
 from mixq.evaluator import Evaluator
 from mixq.latency import Interval
 from mixq.runtimes import Executable, get_runtime
@@ -75,7 +76,7 @@ def play(name: str, nncf: Any, max_drop: float, seconds: float | None) -> Match:
     progress(f"{name}: NNCF's accuracy control")
     start = time.perf_counter()
     model = nncf_peer.quantize_within(
-        nncf, evaluator.reference.model, evaluator.data.calibration, search, _metric(evaluator), max_drop
+        nncf, evaluator.reference.model, evaluator.data.calibration, search, primary_metric(evaluator.task), max_drop
     )
     nncf_s = time.perf_counter() - start
     budget = seconds or max(LEAST_S, nncf_s)
@@ -84,7 +85,7 @@ def play(name: str, nncf: Any, max_drop: float, seconds: float | None) -> Match:
         path = Path(folder) / "fp32.onnx"
         path.write_bytes(evaluator.reference.model)
         found = mixq.search(
-            _at_hand(TRAINED[name](), path, evaluator.data),
+            AtHand(TRAINED[name](), path, evaluator.data),
             SPACE,
             Path(folder) / "out",
             max_drop=max_drop,
@@ -101,18 +102,13 @@ def play(name: str, nncf: Any, max_drop: float, seconds: float | None) -> Match:
     ours = partial(evaluator.runtime.compile, exported, 1, options)
     fp32 = partial(evaluator.runtime.compile, evaluator.reference.model, 1)
     progress(f"{name}: timing")
-    outputs = {
-        split: (
-            run_batches(nncf_peer.opened(model, machine.cores()), _split(evaluator, split).batches, _rows(evaluator)),
-            run_batches(
-                evaluator.runtime.compile(exported, machine.cores(), options),
-                _split(evaluator, split).batches,
-                _rows(evaluator),
-            ),
+    drops = [
+        [drop_and_interval(evaluator, name, outputs(evaluator.data.split(name))) for name in ("search", "holdout")]
+        for outputs in (
+            partial(_nncf_outputs, evaluator, model),
+            partial(evaluator.outputs, Candidate(found.best.config, exported, options)),
         )
-        for split in ("search", "holdout")
-    }
-    drops = [[_drop(evaluator, split, outputs[split][side]) for split in outputs] for side in (0, 1)]
+    ]
     layers, int8 = len(evaluator.graph.layers), len(found.best.config.layers_with(Precision.INT8))
     return Match(
         name,
@@ -124,42 +120,38 @@ def play(name: str, nncf: Any, max_drop: float, seconds: float | None) -> Match:
     )
 
 
-def _at_hand(task: Task, path: Path, data: TaskData) -> Task:
-    """The task with what NNCF is handed: its model the ONNX file at `path`, its data in memory."""
+class AtHand(Task):
+    """A classifier's task with what NNCF is handed: its model an ONNX file, its data in memory."""
 
-    def batches(split: str) -> Iterator[tuple[Inputs, Array]]:
-        held = data.split(split)
-        ends = np.cumsum([len(next(iter(batch.values()))) for batch in held.batches])
+    primary = "top1"
+
+    def __init__(self, task: Task, path: Path, data: TaskData) -> None:
+        """`task`: whose metrics count; path: of the model; data: of the same task."""
+        super().__init__()
+        self._task, self._path, self._data = task, path, data
+        data.split("holdout")
+
+    def model(self) -> Path:
+        """Where the ONNX file is."""
+        return self._path
+
+    def calibration(self) -> Iterator[Inputs]:
+        """As they were read."""
+        return iter(self._data.calibration)
+
+    def batches(self, split: str) -> Iterator[tuple[Inputs, Array]]:
+        """As they were read."""
+        held = self._data.split(split)
+        ends = np.cumsum([row_count(batch) for batch in held.batches])
         return zip(held.batches, np.split(held.targets, ends[:-1]), strict=True)
 
-    data.split("holdout")
-    task.model = lambda: path  # type: ignore[method-assign]
-    task.calibration = lambda: iter(data.calibration)  # type: ignore[method-assign]
-    task.batches = batches  # type: ignore[method-assign]
-    return task
+    def metrics(self, outputs: Outputs, targets: Array) -> Mapping[str, float]:
+        """Those of the task."""
+        return self._task.metrics(outputs, targets)
 
 
-def _metric(evaluator: Evaluator) -> nncf_peer.Metric:
-    task = evaluator.task
-    return lambda outputs, targets: float(task.metrics(outputs, targets)[task.primary])
-
-
-def _split(evaluator: Evaluator, name: str) -> Split:
-    return evaluator.data.split(name)
-
-
-def _rows(evaluator: Evaluator) -> int:
-    return evaluator.data.batch_rows
-
-
-def _drop(evaluator: Evaluator, split: str, outputs: Outputs) -> tuple[float, tuple[float, float]]:
-    reference, targets, metric = (
-        evaluator.reference_outputs(split),
-        evaluator.data.split(split).targets,
-        _metric(evaluator),
-    )
-    bounds = measures.drop_interval(metric, reference, outputs, targets, evaluator.task.rows_per_sample)
-    return metric(reference, targets) - metric(outputs, targets), bounds
+def _nncf_outputs(evaluator: Evaluator, model: Any, split: Split) -> Outputs:
+    return run_batches(nncf_peer.opened(model, machine.cores()), split.batches, evaluator.data.batch_rows)
 
 
 def _int8_kernels(evaluator: Evaluator, model: Any) -> int:
@@ -256,10 +248,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     command = shlex.join(["python", "experiments/peers/search.py", *argv])
     allowed = f"Allowed drop: {arguments.max_drop:g} on the search split."
-    page = "\n\n".join(["# peers: the search", f"    {command}", machine_line(), allowed, *report(matches)]) + "\n"
-    print(page)
-    if arguments.out:
-        arguments.out.write_text(page, encoding="utf-8")
+    publish(["# peers: the search", f"    {command}", machine_line(), allowed, *report(matches)], arguments.out)
     return 0
 
 
