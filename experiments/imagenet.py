@@ -10,6 +10,7 @@ from experiments.classification import ImageClassification, LabelledImages, mixe
 from experiments.data_folder import data_folder
 
 SIDE = 224
+VIEWS = 5
 _CALIBRATION_STEP = 4
 
 Labelled = tuple[Path, int]
@@ -35,6 +36,8 @@ def labelled_files(part: str) -> list[Labelled]:
     if part == "search":
         return _listed("val")
     train_like = _listed("train_like")
+    if part == "training":
+        return _mixed(train_like)
     if part == "calibration":
         return _mixed(train_like[::_CALIBRATION_STEP])
     assert part == "holdout", part
@@ -54,7 +57,20 @@ def _listed(folder: str) -> list[Labelled]:
 
 def read_image(file: Path) -> NDArray[np.uint8]:
     """The centre of an image, SIDE × SIDE × RGB."""
+    centre: NDArray[np.uint8] = _read_views(file)[0]
+    return centre
+
+
+def read_views(file: Path) -> NDArray[np.uint8]:
+    """VIEWS views of an image: its centre, and its four corners mirrored."""
+    views = _read_views(file)
+    return np.concatenate([views[:1], views[1:, :, ::-1]])
+
+
+def _read_views(file: Path) -> NDArray[np.uint8]:
+    """Centre and corners."""
     with Image.open(file) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    top, left = (pixels.shape[0] - SIDE) // 2, (pixels.shape[1] - SIDE) // 2
-    return pixels[top : top + SIDE, left : left + SIDE]
+        pixels: NDArray[np.uint8] = np.asarray(image.convert("RGB"))
+    down, right = pixels.shape[0] - SIDE, pixels.shape[1] - SIDE
+    corners = [(down // 2, right // 2), (0, 0), (0, right), (down, 0), (down, right)]
+    return np.stack([pixels[top : top + SIDE, left : left + SIDE] for top, left in corners])

@@ -86,6 +86,15 @@ def values(q: Any, scale: Any, zero_point: Any) -> Any:
     return (q - zero_point) * scale
 
 
+def rounded(x: Any, scale: Any, zero_point: Any, limits: tuple[int, int], xp: Any = np) -> Any:
+    """values(codes(x)) with less memory traffic: the zero point cancels, and one array is worked on in place."""
+    found = x / scale
+    xp.round(found, out=found)
+    xp.clip(found, limits[0] - zero_point, limits[1] - zero_point, out=found)
+    found *= scale
+    return found
+
+
 def quantize(x: Array, qparams: QParams, limits: tuple[int, int]) -> Array:
     """x as integers: uint8 for U8, int8 for S8, int32 for S32. NaN is refused (ValueError)."""
     if np.isnan(x).any():

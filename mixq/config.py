@@ -128,11 +128,19 @@ class RecipeStep(_Value):
 
 
 class Training(_Value):
-    """How the layers with stage QAT are trained: `steps` batches, Adam's peak learning rate, seed."""
+    """How the layers with stage QAT are trained.
+
+    steps: batches; learning_rate: how far one step moves a weight at most, ÷ its quantization step, where nothing is
+    left of the outputs; less where more is left (`mixq.qat.course`), so that one rate suits most networks; bank: steps
+    of the start that all configurations share, 0 for none; scales: whether the quantization steps are learned too, or
+    stay as calibrated.
+    """
 
     steps: int = Field(ge=1)
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
     seed: int = Field(default=0, ge=0)
+    bank: int = Field(default=0, ge=0)
+    scales: bool = True
 
 
 _WRITTEN = "give a best.json that a search or an export wrote"

@@ -32,6 +32,14 @@ class Split:
         return sum(row_count(batch) for batch in self.batches)
 
 
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """Batches of inputs, and where the Task gives them the targets of each."""
+
+    batches: tuple[Inputs, ...]
+    targets: tuple[Array, ...] | None = None
+
+
 class TaskData:
     """What a Task yields, each part read at most once. Raises InputError that names the method at fault."""
 
@@ -45,9 +53,20 @@ class TaskData:
         return tuple(rebatched(list(self._inputs("calibration")), self.batch_rows))
 
     @cached_property
-    def training(self) -> tuple[Inputs, ...]:
+    def training(self) -> TrainingData:
         """As the Task cuts them: the batch size of training is the user's."""
-        return tuple(self._inputs("training", _types(self.example)))
+        method = self._name("training")
+        items = list(self._call("training"))
+        pairs = [item for item in items if isinstance(item, tuple)]
+        if not pairs:
+            return TrainingData(tuple(_checked_inputs(items, method, _types(self.example))))
+        if len(pairs) < len(items) or any(len(pair) != 2 for pair in pairs):
+            raise InputError(f"{method} must yield inputs, or pairs (inputs, targets), the same for every batch")
+        inputs = tuple(_checked_inputs([pair[0] for pair in pairs], method, _types(self.example)))
+        targets = tuple(_target_array(method, pair[1]) for pair in pairs)
+        for batch, target in zip(inputs, targets, strict=True):
+            _check_targets(method, row_count(batch), target, targets[0])
+        return TrainingData(inputs, targets)
 
     @property
     def example(self) -> Inputs:

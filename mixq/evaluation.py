@@ -17,13 +17,14 @@ Row = dict[str, float | int | str | None]
 class Candidate:
     """A lowered configuration: the very bytes that are measured and exported, and how the runtime opens them.
 
-    recipe_s, train_s: seconds that its recipe and its training took; 0 where they had been done before.
+    seconds: what its recipe and its training took now, nothing where they had been done before; train_s: what its
+    training takes when nothing is known of it but the shared start.
     """
 
     config: MixedPrecisionConfig
     model: bytes
     options: Mapping[str, str]
-    recipe_s: float = 0.0
+    seconds: Mapping[str, float] = field(default_factory=dict)
     train_s: float = 0.0
     losses: tuple[float, ...] = ()
 
@@ -35,8 +36,8 @@ class Evaluation:
     `drop` is the FP32 model's primary metric less this one's, in the metric's units. Latencies in milliseconds (batch
     1), `speedup` the median of paired ratios FP32 ÷ this; `size_bytes` that of the ONNX file. kl, agreement and ece
     are None where the outputs are not class scores. drop_bound: what the drop on data like the search split's stays
-    below, with the confidence that was asked; None where none was. conversions: executed nodes that turn floats into
-    codes or back, beside the layers' own kernels.
+    below, with the confidence that was asked; None where none was. train_s: seconds that its training takes.
+    conversions: executed nodes that turn floats into codes or back, beside the layers' own kernels.
     """
 
     config_id: str
@@ -55,6 +56,7 @@ class Evaluation:
     agreement: float | None
     ece: float | None
     drop_bound: float | None = None
+    train_s: float = 0.0
     conversions: int | None = None
     kernels: tuple[Kernel, ...] = ()
     silent: tuple[str, ...] = ()
@@ -72,6 +74,7 @@ class Glimpse:
     """What is known of a candidate half-way: its speed and size, later its drop on some rows of the search split.
 
     drop: on the `rows` rows looked at; drop_low: what the drop on the whole split, of `of_rows` rows, surely exceeds.
+    train_s: what its training takes, as far as that is known; None: it is not trained, or is already.
     """
 
     latency_ms: Interval
@@ -82,6 +85,7 @@ class Glimpse:
     of_rows: int = 0
     drop: float | None = None
     drop_low: float | None = None
+    train_s: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def row(self) -> Row:

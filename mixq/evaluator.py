@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from mixq import machine, measures
-from mixq.batches import filled, run_batch, run_batches
+from mixq.array_store import ArrayStore
+from mixq.batches import concatenated, filled, run_batch, run_batches
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, uniform
 from mixq.corruptions import Corruption
 from mixq.dataset import Split, TaskData
@@ -18,11 +20,14 @@ from mixq.graph import Graph, capture, serialize
 from mixq.graph.lower import lower
 from mixq.graph.plan import make_plan
 from mixq.latency import PairedLatency, measure_pair
-from mixq.ptq import Material, Quantizer, parameters
-from mixq.race import consult, raced_outputs, seen_drop
+from mixq.ptq import Material, Prepared, Quantizer, parameters
+from mixq.race import consult, hopeful, look_points, raced_outputs, running_order, seen_drop
 from mixq.runtimes import Executable, Kernel, Runtime
 from mixq.stopwatch import Stopwatch
 from mixq.task import Array, Inputs, Outputs, Task
+
+if TYPE_CHECKING:
+    from mixq.qat import Standing, Trained, Trainer
 
 
 class Evaluator:
@@ -56,6 +61,19 @@ class Evaluator:
         return Quantizer(self.graph, Material(self.data.calibration, self._view_fp32, self.runtime.placement))
 
     @cached_property
+    def trainer(self) -> Trainer:
+        from mixq.qat import Lesson, Trainer, loss_of  # torch is heavy, and only training needs it
+
+        data, int8 = self.data.training, LayerScheme(precision=Precision.INT8)
+        able = [layer.name for layer in self.graph.layers if self.runtime.refusal(int8, layer.op) is None]
+        lesson = Lesson(data.batches, self._teacher, data.targets, loss_of(self.task))
+        return Trainer(self.quantizer, self.runtime.placement, lesson, able, self.runtime.typed)
+
+    def keep_in(self, store: ArrayStore) -> None:
+        """Let long recipe steps and trainings be kept in a store, and taken from it."""
+        self.quantizer.store = store
+
+    @cached_property
     def fingerprint(self) -> str:
         """Of weights, topology, calibration data and metric: what a configuration is for."""
         return fingerprint(self.graph, self.data)
@@ -78,38 +96,71 @@ class Evaluator:
     def reference_metrics(self) -> Mapping[str, float]:
         return self.data.metrics(self.reference_outputs("search"), self.data.split("search"))
 
-    def prepare(self, config: MixedPrecisionConfig, progress: Callable[[str], None] | None = None) -> Candidate:
-        """Quantize (and train, where a layer has stage qat) and lower. Raises InputError for what does not fit."""
+    def prepare(
+        self,
+        config: MixedPrecisionConfig,
+        progress: Callable[[str], None] | None = None,
+        judge: Judge | None = None,
+    ) -> Candidate:
+        """Quantize (and train, where a layer has stage qat) and lower. Raises InputError for what does not fit.
+
+        `judge` is asked before a training, whose result will be as fast as what it starts from, and on the way. Raises
+        DroppedError where it gives a reason to train no further, MixqError where training diverges or does harm.
+        """
         config.check_for(self.fingerprint, self.graph.layer_names)
         self.check_runnable(config)
         if not config.layers_with(Precision.INT8) and config.rest is Precision.FP32 and _all_fp32(config):
             return replace(self.reference, config=config)
-        plan = make_plan(self.graph, config.layers_with(Precision.INT8), self.runtime.placement)
         watch = Stopwatch()
         with watch.measuring("recipe"):
             prepared = self.quantizer.prepared(config.recipe, progress)
-        chosen = parameters(prepared, plan, config.layers_with(Precision.INT8))
-        typed = self.runtime.typed(config)
-        losses: tuple[float, ...] = ()
-        if config.qat_layers:
-            from mixq.qat import train  # torch is heavy, and only training needs it
+        if not config.qat_layers:
+            return replace(self._lowered(config, prepared), seconds=watch.seconds)
+        trained = self._trained(config, progress, judge, watch)
+        candidate = self._lowered(config, trained.prepared)
+        return replace(candidate, seconds=watch.seconds, train_s=trained.seconds, losses=trained.losses)
 
+    def _trained(
+        self,
+        config: MixedPrecisionConfig,
+        progress: Callable[[str], None] | None,
+        judge: Judge | None,
+        watch: Stopwatch,
+    ) -> Trained:
+        with watch.measuring("shared start"):
+            start = self.trainer.start(config, progress)
+        screening = None
+        try:
+            if judge is not None:
+                screening = self._screening(self._lowered(config, start), judge, watch)
             with watch.measuring("train"):
-                chosen, losses = train(
-                    prepared.graph,
-                    config,
-                    plan,
-                    chosen,
-                    self.data.training,
-                    self._teacher,
-                    typed=typed,
-                    progress=progress,
-                )
-        model = lower(prepared.graph, config, plan, chosen, typed=typed)
-        spent = watch.seconds
-        return Candidate(
-            config, serialize(model), self.runtime.options(config), spent["recipe"], spent.get("train", 0.0), losses
-        )
+                return self.trainer.trained(config, progress, screening)
+        except DroppedError as dropped:
+            raise DroppedError(dropped.reason, replace(dropped.glimpse, seconds=watch.seconds)) from None
+
+    def _screening(self, draft: Candidate, judge: Judge, watch: Stopwatch) -> Callable[[Standing], None]:
+        """What ends a training that cannot pay, once it can be told; raises DroppedError where that is now."""
+        with watch.measuring("screening"):
+            latency, _ = self._timed(draft, judge)
+            glimpse = self._glimpse(draft, latency)
+            consult(judge, glimpse)
+            before = self._seen(draft, glimpse)
+
+        def look(standing: Standing) -> None:
+            seen = replace(before, drop=None, drop_low=None, rows=0, train_s=standing.seconds)
+            consult(judge, seen)
+            if standing.falling:
+                after = self._seen(self._lowered(draft.config, standing.prepared()), seen)
+                consult(judge, hopeful(before, after))
+
+        return look
+
+    def _lowered(self, config: MixedPrecisionConfig, prepared: Prepared) -> Candidate:
+        int8 = config.layers_with(Precision.INT8)
+        plan = make_plan(prepared.graph, int8, self.runtime.placement)
+        chosen = parameters(prepared, plan, int8)
+        model = serialize(lower(prepared.graph, config, plan, chosen, typed=self.runtime.typed(config)))
+        return Candidate(config, model, self.runtime.options(config))
 
     def check_runnable(self, config: MixedPrecisionConfig) -> None:
         """Raises InputError, naming the layer and the reason, where the runtime cannot run a scheme."""
@@ -129,7 +180,7 @@ class Evaluator:
         is asked on the way, while the speed becomes known and at a few points of the search split. Raises DroppedError
         where it gives a reason to go no further.
         """
-        watch = Stopwatch({"recipe": candidate.recipe_s, "train": candidate.train_s})
+        watch = Stopwatch(dict(candidate.seconds))
         try:
             return self._evaluate(candidate, judge, watch)
         except DroppedError as dropped:
@@ -137,20 +188,12 @@ class Evaluator:
 
     def _evaluate(self, candidate: Candidate, judge: Judge | None, watch: Stopwatch) -> Evaluation:
         split, primary = self.data.split("search"), self.task.primary
-        with watch.measuring("compile"):
-            executable, call = self._ready_for_latency(candidate)
-        size, compression = len(candidate.model), len(self.reference.model) / len(candidate.model)
-
-        def glimpse(latency: PairedLatency) -> Glimpse:
-            return Glimpse(latency.candidate, latency.speedup, size, compression)
-
+        latency, executable = self._timed(candidate, judge, watch)
         with watch.measuring("latency"):
-            latency = measure_pair(
-                self._reference_call, call, self.latency_budget_s, lambda found: consult(judge, glimpse(found))
-            )
             audit = executable.audit(self.graph.layers, self.data.example, timed=False)
-        consult(judge, glimpse(latency))
-        outputs = self._search_outputs(candidate, judge, glimpse(latency), watch)
+        glimpse = self._glimpse(candidate, latency)
+        consult(judge, glimpse)
+        outputs = self._search_outputs(candidate, judge, glimpse, watch)
         with watch.measuring("metric"):
             reference = self.reference_outputs("search")
             scores = measures.class_measures(reference, outputs, split.targets)
@@ -165,18 +208,51 @@ class Evaluator:
             latency_ms=latency.candidate,
             reference_ms=latency.reference.median,
             speedup=latency.speedup,
-            size_bytes=size,
-            compression=compression,
+            size_bytes=glimpse.size_bytes,
+            compression=glimpse.compression,
             output_mse=measures.relative_mse(reference, outputs),
             kl=scores.kl if scores else None,
             agreement=scores.agreement if scores else None,
             ece=scores.ece if scores else None,
             drop_bound=self._drop_bound(reference, outputs, split),
+            train_s=candidate.train_s,
             conversions=audit.conversions,
             kernels=audit.kernels,
             silent=tuple(self.silent_layers(candidate.config, audit.kernels)),
             seconds=watch.seconds,
         )
+
+    def _timed(
+        self, candidate: Candidate, judge: Judge | None, watch: Stopwatch | None = None
+    ) -> tuple[PairedLatency, Executable]:
+        """Beside FP32, the judge looking on; and what was timed."""
+        watch = watch or Stopwatch()
+        with watch.measuring("compile"):
+            executable, call = self._ready_for_latency(candidate)
+        with watch.measuring("latency"):
+            latency = measure_pair(
+                self._reference_call,
+                call,
+                self.latency_budget_s,
+                lambda found: consult(judge, self._glimpse(candidate, found)),
+            )
+        return latency, executable
+
+    def _glimpse(self, candidate: Candidate, latency: PairedLatency) -> Glimpse:
+        size = len(candidate.model)
+        training = candidate.train_s if candidate.losses else None
+        return Glimpse(latency.candidate, latency.speedup, size, len(self.reference.model) / size, train_s=training)
+
+    def _seen(self, candidate: Candidate, glimpse: Glimpse) -> Glimpse:
+        """`glimpse` with the drop on the first part of the search split that is enough for a look."""
+        split, reference = self.data.split("search"), self.reference_outputs("search")
+        points = look_points(len(split.batches))
+        if not points or self.data.batch_rows % self.task.rows_per_sample:
+            return glimpse
+        numbers = running_order(split)[: min(points)]
+        run = self._ready_for_rows(candidate, split)
+        outputs = concatenated([run(split.batches[number]) for number in numbers])
+        return seen_drop(glimpse, self._primary_metric, split, reference, numbers, outputs)
 
     def _search_outputs(self, candidate: Candidate, judge: Judge | None, glimpse: Glimpse, watch: Stopwatch) -> Outputs:
         """On the search split, the judge looking on at a few points; FP32's are known, or will be wanted anyway."""

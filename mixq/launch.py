@@ -8,13 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mixq import atomic, machine
+from mixq.array_store import ArrayStore
 from mixq.config import LayerScheme, Precision
 from mixq.errors import InputError
 from mixq.evaluation import Candidate
 from mixq.evaluator import Evaluator
 from mixq.job import SearchJob
 from mixq.progress import Progress
-from mixq.ptq import PreparedStore
 from mixq.runtimes import get_runtime
 from mixq.searcher.choices import Choices, make_choices
 from mixq.searcher.cost import Profiles, take_profiles
@@ -119,7 +119,7 @@ def open_job(
     )
     if fail_interrupted(study):
         progress.warn("a trial of an earlier run was interrupted; it counts as failed")
-    evaluator.quantizer.store = PreparedStore(folder / "prepared", _prepared_for(evaluator))
+    evaluator.keep_in(ArrayStore(folder / "prepared", _prepared_for(evaluator)))
     watch = Stopwatch({"setup": budget.run_s})
     enqueue(study, "uniform", uniform_starts(choices))
     if names.tracking is None:
@@ -208,7 +208,8 @@ def _identity(evaluator: Evaluator, space: SearchSpace) -> dict[str, str]:
 def _prepared_for(evaluator: Evaluator) -> str:
     """What the results of recipe steps depend on, besides the steps."""
     runtime = evaluator.runtime
-    parts = (version("mixq"), evaluator.fingerprint, runtime.name, runtime.version, machine.describe()["cpu"])
+    names = (version("mixq"), version("torch"), evaluator.fingerprint, runtime.name, runtime.version)
+    parts = (*names, machine.describe()["cpu"])
     return " ".join(map(str, parts))
 
 

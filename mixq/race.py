@@ -30,6 +30,17 @@ def consult(judge: Judge | None, glimpse: Glimpse) -> None:
         raise DroppedError(reason, glimpse)
 
 
+def hopeful(before: Glimpse, after: Glimpse) -> Glimpse:
+    """What a training may still come to: `after` a part of it, gaining once more what it gained since `before`.
+
+    Learning slows down, so that is more than can be expected, even of the fall of the learning rate that is to come.
+    """
+    if before.drop_low is None or after.drop_low is None or before.drop is None or after.drop is None:
+        return after
+    gain = max(0.0, before.drop - after.drop)
+    return replace(after, drop_low=min(before.drop_low, after.drop_low) - gain)
+
+
 def raced_outputs(
     run: Callable[[Inputs], Outputs], split: Split, judge: Callable[[Sequence[int], Outputs], None] | None
 ) -> Outputs:

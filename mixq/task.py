@@ -45,9 +45,20 @@ class Task(ABC):
     def metrics(self, outputs: Outputs, targets: Array) -> Mapping[str, float]:
         """Metrics by name from all rows in order: outputs by name, targets as `batches` gave them."""
 
-    def training(self) -> Iterable[Inputs]:
-        """Inputs for quantization-aware training; labels are not needed. By default the calibration inputs."""
+    def training(self) -> Iterable[Inputs | tuple[Inputs, Array]]:
+        """Inputs for quantization-aware training; labels are not needed. By default the calibration inputs.
+
+        Where `loss` wants targets, pairs (inputs, targets).
+        """
         return self.calibration()
+
+    def loss(self, outputs: Mapping[str, Any], teacher: Mapping[str, Any], targets: Any) -> Any:
+        """A loss of your own for quantization-aware training: a scalar torch tensor, the mean over the batch's rows.
+
+        outputs: torch tensors by name; teacher: those of the FP32 model (floats only); targets: as `training` yields
+        them, else None. By default the squared distance of the two is trained on, which needs no targets.
+        """
+        raise NotImplementedError
 
     def corruptions(self) -> Mapping[str, Callable[[Inputs], Inputs]]:
         """Corruptions by name for the robustness measure; by default noise, blur and contrast on images."""

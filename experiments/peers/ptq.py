@@ -17,6 +17,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # the project's root: this is run by its path
 
 from experiments.cifar10_resnet.task import ResNet20, ResNet56
+from experiments.drops import drop_and_interval
 from experiments.etinynet.task import EtinyNet
 from experiments.peers import networks, nncf_peer, ort_peer
 from experiments.tables import interval, machine_line, markdown, points, publish
@@ -31,7 +32,7 @@ from mixq.evaluator import Evaluator
 from mixq.graph import Layer
 from mixq.latency import Interval, PairedLatency
 from mixq.runtimes import NAMES, Executable, get_runtime
-from mixq.task import Array, Outputs, Task
+from mixq.task import Outputs, Task
 
 TRAINED: Mapping[str, Callable[[], Task]] = {
     "tiny_darknet": TinyDarknet,
@@ -158,19 +159,6 @@ def _accuracy(contest: Contest, model: str, outputs: Outputs) -> Accuracy:
     drop, bounds = drop_and_interval(contest.evaluator, "search", outputs)
     error = measures.relative_mse(contest.evaluator.reference_outputs("search"), outputs)
     return Accuracy(contest.name, model, drop, bounds, error)
-
-
-def primary_metric(task: Task) -> Callable[[Outputs, Array], float]:
-    """The task's primary metric, of outputs and targets."""
-    return lambda outputs, targets: float(task.metrics(outputs, targets)[task.primary])
-
-
-def drop_and_interval(evaluator: Evaluator, split: str, outputs: Outputs) -> tuple[float, tuple[float, float]]:
-    """The drop of outputs for all rows of a split, with its 95 % interval."""
-    metric, rows = primary_metric(evaluator.task), evaluator.task.rows_per_sample
-    reference, targets = evaluator.reference_outputs(split), evaluator.data.split(split).targets
-    drop = metric(reference, targets) - metric(outputs, targets)
-    return drop, measures.drop_interval(metric, reference, outputs, targets, rows)
 
 
 def latency_table(timings: Sequence[Timing], peer: str) -> str:

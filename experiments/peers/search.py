@@ -21,8 +21,9 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # the project's root:
 import numpy as np
 
 import mixq
+from experiments.drops import drop_and_interval, primary_metric
 from experiments.peers import nncf_peer
-from experiments.peers.ptq import TRAINED, drop_and_interval, primary_metric, progress
+from experiments.peers.ptq import TRAINED, progress
 from experiments.tables import interval, machine_line, markdown, points, publish
 from experiments.timing import geometric_mean, measure_copies
 from mixq import machine

@@ -1,7 +1,7 @@
 """Writes the INT8 layers of a configuration into a graph as QuantizeLinear/DequantizeLinear pairs.
 
-Activations per tensor, u8, asymmetric; weights per output channel, s8, symmetric, stored as int8; biases as s32 with
-scale = input scale × weight scale, so that the integer kernels need no further rounding.
+Activations per tensor, u8, asymmetric; weights per output channel or tensor, s8, symmetric, stored as int8; biases as
+s32 with scale = input scale × weight scale, so that the integer kernels need no further rounding.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def quantize_activations(model: ir.Model, plan: Plan, activations: Mapping[str, 
     values, nodes = values_by_name(model), nodes_by_name(model.graph)
     for tensor, edges in plan.reads.items():
         value = values[tensor]
-        pair = _pair(model.graph, value, activations[tensor])
+        pair = _pair(model.graph, value, activations[tensor], np.uint8, tensor)
         insert_behind(model.graph, value, pair)
         redirect(nodes, edges, pair[1].outputs[0])
         if tensor in plan.outputs:
@@ -54,7 +54,7 @@ def quantize_weights(
         layer, node = graph.by_name[name], nodes[name]
         if name in trainable:
             give_own(model, node, 1, constant(node, 1))
-            pair = _pair(model.graph, _input(node, 1), qparams, name=f"{name}.weight")
+            pair = _pair(model.graph, _input(node, 1), qparams, np.int8, f"{name}.weight")
             model.graph.insert_before(node, pair)
             node.replace_input_with(1, pair[1].outputs[0])
             if layer.bias is not None:
@@ -68,6 +68,16 @@ def quantize_weights(
 def own_name(layer: str, index: int) -> str:
     """The name of a layer's own copy of its weight (index 1) or bias (2)."""
     return f"{layer}.{'weight' if index == 1 else 'bias'}.own"
+
+
+def scale_name(tensor: str) -> str:
+    """The name of the scale of a quantized tensor; a layer's weight is the tensor "LAYER.weight"."""
+    return f"{tensor}_scale"
+
+
+def pair_name(tensor: str) -> str:
+    """The name of the DequantizeLinear of a tensor's pair."""
+    return f"{tensor}_dequantize"
 
 
 def give_own(model: ir.Model, node: ir.Node, index: int, value: Array) -> None:
@@ -91,15 +101,13 @@ def constant(node: ir.Node, index: int) -> Array:
     return tensor.numpy()
 
 
-def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, name: str | None = None) -> list[ir.Node]:
-    name = name or str(value.name)
-    dtype = np.uint8 if qparams.axis is None else np.int8
-    scale = add_initializer(graph, f"{name}_scale", qparams.scale)
+def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, dtype: type[np.integer], name: str) -> list[ir.Node]:
+    scale = add_initializer(graph, scale_name(name), qparams.scale)
     zero_point = add_initializer(graph, f"{name}_zero_point", qparams.zero_point.astype(dtype))
     attributes = {} if qparams.axis is None else {"axis": qparams.axis}
     quantizer = ir.node("QuantizeLinear", [value, scale, zero_point], attributes, name=f"{name}_quantize")
     quantizer.outputs[0].name = f"{name}_quantized"
-    back = ir.node("DequantizeLinear", [quantizer.outputs[0], scale, zero_point], attributes, name=f"{name}_dequantize")
+    back = ir.node("DequantizeLinear", [quantizer.outputs[0], scale, zero_point], attributes, name=pair_name(name))
     back.outputs[0].name = f"{name}_dequantized"
     back.outputs[0].shape, back.outputs[0].type = value.shape, value.type
     return [quantizer, back]
@@ -108,10 +116,10 @@ def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, name: str | None =
 def dequantized(graph: ir.Graph, before: ir.Node, codes: Array, qparams: QParams, name: str) -> ir.Value:
     """The value of the constant `codes`, behind a DequantizeLinear that stands before the node `before`."""
     stored = add_initializer(graph, f"{name}_quantized", codes)
-    scale = add_initializer(graph, f"{name}_scale", qparams.scale)
+    scale = add_initializer(graph, scale_name(name), qparams.scale)
     zero_point = add_initializer(graph, f"{name}_zero_point", qparams.zero_point.astype(codes.dtype))
     attributes = {} if qparams.axis is None else {"axis": qparams.axis}
-    back = ir.node("DequantizeLinear", [stored, scale, zero_point], attributes, name=f"{name}_dequantize")
+    back = ir.node("DequantizeLinear", [stored, scale, zero_point], attributes, name=pair_name(name))
     back.outputs[0].name = f"{name}_dequantized"
     back.outputs[0].type, back.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(codes.shape)
     graph.insert_before(before, back)

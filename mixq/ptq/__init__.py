@@ -6,6 +6,15 @@ from mixq.ptq.parameters import parameters
 from mixq.ptq.quantizer import Quantizer
 from mixq.ptq.recipe import DEFAULT_RECIPE, check_recipe
 from mixq.ptq.state import Material, Prepared
-from mixq.ptq.store import PreparedStore
+from mixq.ptq.store import packed, unpacked
 
-__all__ = ["DEFAULT_RECIPE", "Material", "Prepared", "PreparedStore", "Quantizer", "check_recipe", "parameters"]
+__all__ = [
+    "DEFAULT_RECIPE",
+    "Material",
+    "Prepared",
+    "Quantizer",
+    "check_recipe",
+    "packed",
+    "parameters",
+    "unpacked",
+]

@@ -1,4 +1,4 @@
-"""Recipe step "calibrate": ranges of activations from observers, of weights per channel from their magnitudes."""
+"""Recipe step "calibrate": ranges of activations from observers, of weights from their magnitudes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,20 @@ from mixq.task import Array
 @dataclass(frozen=True)
 class Calibrate:
     """activations: an observer's name, or "best" for the one that leaves the least error at the layer's output, chosen
-    tensor by tensor; weights: "minmax", or "mse" for the scale of least squared error a channel."""
+    tensor by tensor; weights: "minmax", or "mse" for the scale of least squared error; granularity: one scale a
+    "channel", or one a "tensor", for hardware that has no other."""
 
     activations: str = "mse"
     weights: str = "mse"
+    granularity: str = "channel"
 
     def __post_init__(self) -> None:
         if self.activations not in (*OBSERVERS, BEST):
             raise InputError(f"activations: {self.activations!r} is unknown; known: {', '.join((*OBSERVERS, BEST))}")
         if self.weights not in WEIGHT_SCALES:
             raise InputError(f"weights: {self.weights!r} is unknown; known: {', '.join(WEIGHT_SCALES)}")
+        if self.granularity not in GRANULARITIES:
+            raise InputError(f"granularity: {self.granularity!r} is unknown; known: {', '.join(GRANULARITIES)}")
 
     def apply(self, prepared: Prepared, material: Material) -> Prepared:
         """Ranges of all tensors that some configuration may quantize, magnitudes of all layers."""
@@ -41,8 +45,13 @@ class Calibrate:
 
     def _magnitude(self, prepared: Prepared, layer: Layer) -> Array:
         weight = prepared.weight(layer.name)
+        if self.granularity == "tensor":
+            return np.asarray(WEIGHT_SCALES[self.weights](weight.reshape(1, -1).astype(np.float64))[0])
         channels = np.moveaxis(weight, layer.channel_axis, 0).reshape(weight.shape[layer.channel_axis], -1)
         return WEIGHT_SCALES[self.weights](channels.astype(np.float64))
+
+
+GRANULARITIES = ("channel", "tensor")
 
 
 def _largest(channels: Array) -> Array:

@@ -58,7 +58,12 @@ class LayerMatrix:
         return rows[0] if self.layer.channel_axis == 0 else np.ascontiguousarray(rows[0].T)
 
     def by_row(self, channels: Array) -> Array:
-        """One value a weight channel (of its qparams) as (groups, rows, 1); only groups of a Conv have their own."""
+        """One value a weight channel (of its qparams) as (groups, rows, 1); only groups of a Conv have their own.
+
+        One of the whole tensor (0-d): as it broadcasts.
+        """
+        if not channels.ndim:
+            return channels.reshape(1, 1, 1)
         if self.layer.op != "Conv":
             return np.tile(channels, self.groups).reshape(self.groups, -1, 1)
         return channels.reshape(self.groups, -1, 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from mixq import affine
 from mixq.affine import QParams
 from mixq.graph.plan import Plan
@@ -14,8 +16,8 @@ from mixq.ptq.state import Prepared
 def parameters(prepared: Prepared, plan: Plan, layers: Iterable[str]) -> Parameters:
     """Finished parameters of the INT8 layers `layers`, where their pairs stand as in `plan`.
 
-    All tensors of a group have the qparams of the hull of their ranges. Weights are s8 per output channel, widened
-    where the bias would leave 32 bits in units of input scale × weight scale.
+    All tensors of a group have the qparams of the hull of their ranges. Weights are s8, their scales widened where the
+    bias would leave 32 bits in units of input scale × weight scale.
     """
     activations: dict[str, QParams] = {}
     for group in plan.groups:
@@ -25,8 +27,9 @@ def parameters(prepared: Prepared, plan: Plan, layers: Iterable[str]) -> Paramet
     weights = {}
     for name in layers:
         magnitude, bias = prepared.magnitudes[name], prepared.bias(name)
-        if bias is not None and bias.shape == magnitude.shape:
-            magnitude = affine.with_room_for_bias(magnitude, bias, activations[plan.inputs[name]].scale)
-        weights[name] = affine.symmetric(magnitude, prepared.graph.by_name[name].channel_axis)
+        if bias is not None and (magnitude.ndim == 0 or bias.shape == magnitude.shape):
+            most = np.abs(bias).max() if magnitude.ndim == 0 else bias
+            magnitude = affine.with_room_for_bias(magnitude, most, activations[plan.inputs[name]].scale)
+        weights[name] = prepared.qparams_of(name, magnitude)
     values = {key: value for key, value in prepared.values.items() if key[0] in weights}
     return Parameters(activations, weights, values)

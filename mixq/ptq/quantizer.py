@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from mixq.array_store import ArrayStore
 from mixq.config import RecipeStep
 from mixq.graph.model import Graph
 from mixq.ptq.recipe import DEFAULT_RECIPE, check_recipe
 from mixq.ptq.state import Material, Prepared, Step
-from mixq.ptq.store import PreparedStore
+from mixq.ptq.store import packed, unpacked
 
 LONG = 1.0  # seconds: what took longer is kept in the store
 
@@ -24,7 +25,7 @@ class Quantizer:
     weight and bias that it leaves for a layer are the layer's in every mix. `store`: where to look first, if anywhere.
     """
 
-    store: PreparedStore | None = None
+    store: ArrayStore | None = None
 
     def __init__(self, graph: Graph, material: Material) -> None:
         self._material = material
@@ -46,11 +47,12 @@ class Quantizer:
     def _after(self, recipe: Recipe, last: Step, material: Material) -> Prepared:
         """The network after `recipe`, which ends with `last`: from the store, else made and stored."""
         start = self._known[()].graph
-        stored = self.store.load(recipe, start) if self.store else None
+        key = " ".join(step.model_dump_json() for step in recipe)
+        stored = self.store.load(key) if self.store else None
         if stored is not None:
-            return stored
+            return unpacked(*stored, start)
         began = time.perf_counter()
         made = last.apply(self._known[recipe[:-1]], material)
         if self.store and time.perf_counter() - began > LONG:
-            self.store.save(recipe, made, start)
+            self.store.save(key, *packed(made, start))
         return made

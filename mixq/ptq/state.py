@@ -23,7 +23,8 @@ class Prepared:
 
     graph: with rescaled weights where a step moved scales between layers; statistics: of its tensors. ranges: what the
     codes of each quantizable tensor are to cover; magnitudes: by layer, the largest weight that has a code, one a
-    channel; values: by (layer, input index), weights (1) and biases (2) that replace the graph's own in INT8.
+    channel, or (0-d) one of the tensor; values: by (layer, input index), weights (1) and biases (2) that replace the
+    graph's own in INT8.
     """
 
     graph: Graph
@@ -38,7 +39,11 @@ class Prepared:
 
     def weight_qparams(self, layer: str) -> QParams:
         """The qparams of the layer's weight."""
-        return affine.symmetric(self.magnitudes[layer], self.graph.by_name[layer].channel_axis)
+        return self.qparams_of(layer, self.magnitudes[layer])
+
+    def qparams_of(self, layer: str, magnitude: Array) -> QParams:
+        """Those of the layer's weight for magnitudes a channel, or one of the tensor (0-d)."""
+        return affine.symmetric(magnitude, self.graph.by_name[layer].channel_axis if magnitude.ndim else None)
 
     def rounded(self, layer: str) -> Array:
         """The weight that the layer has in INT8, as its codes' values."""

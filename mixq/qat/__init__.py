@@ -1,5 +1,7 @@
 """Quantization-aware training of the layers with stage qat, as one stage of a configuration."""
 
-from mixq.qat.train import train
+from mixq.qat.course import Trained
+from mixq.qat.loss import loss_of
+from mixq.qat.trainer import Lesson, Look, Standing, Trainer
 
-__all__ = ["train"]
+__all__ = ["Lesson", "Look", "Standing", "Trained", "Trainer", "loss_of"]

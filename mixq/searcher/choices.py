@@ -109,7 +109,7 @@ def _trainings(space: SearchSpace) -> tuple[Training, ...]:
     if wanted is None:
         return ()
     return tuple(
-        Training(steps=steps, learning_rate=rate, seed=wanted.seed)
+        Training(steps=steps, learning_rate=rate, seed=wanted.seed, bank=wanted.bank, scales=wanted.scales)
         for steps in wanted.steps
         for rate in wanted.learning_rate
     )

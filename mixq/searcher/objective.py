@@ -9,7 +9,8 @@ from mixq.searcher.space import Constraints, Objective
 from mixq.searcher.trial import Trial
 
 TOLERANCE = 1e-9  # 0.72 − 0.715 is not quite 0.005
-EQUAL = {"latency": 0.03, "size": 0.0}  # relative difference below which accuracy decides; a size is exact
+# Relative difference below which accuracy decides; a size is exact.
+EQUAL = {"latency": 0.03, "size": 0.0, "train_seconds": 0.1}
 
 
 def violations(found: Evaluation | Glimpse, constraints: Constraints) -> dict[str, float]:
@@ -22,11 +23,15 @@ def violations(found: Evaluation | Glimpse, constraints: Constraints) -> dict[st
         beyond["latency_ms"] = found.latency_ms.median - constraints.max_latency_ms
     if constraints.max_size_mb is not None:
         beyond["size_mb"] = found.size_bytes / 1e6 - constraints.max_size_mb
+    if constraints.max_train_seconds is not None and found.train_s is not None:
+        beyond["train_s"] = found.train_s - constraints.max_train_seconds
     return beyond
 
 
 def objective_value(found: Evaluation | Glimpse, objective: Objective) -> float:
-    """Relative to FP32 on this machine, so that its drift over hours cancels; smaller is better."""
+    """Relative to FP32 on this machine, so that its drift over hours cancels; training in seconds. Less is better."""
+    if objective == "train_seconds":
+        return found.train_s or 0.0
     return 1 / found.compression if objective == "size" else 1 / found.speedup.median
 
 
@@ -46,12 +51,12 @@ def best_of(trials: Sequence[Trial], objective: Objective) -> Trial | None:
 
 def cautious_value(evaluation: Evaluation, objective: Objective) -> float:
     """`objective_value` at the bad end of its 95 % interval; a size has none."""
-    return objective_value(evaluation, objective) if objective == "size" else 1 / evaluation.speedup.low
+    return 1 / evaluation.speedup.low if objective == "latency" else objective_value(evaluation, objective)
 
 
 def hopeful_value(found: Evaluation | Glimpse, objective: Objective) -> float:
     """The same at the good end."""
-    return objective_value(found, objective) if objective == "size" else 1 / found.speedup.high
+    return 1 / found.speedup.high if objective == "latency" else objective_value(found, objective)
 
 
 def _distance(evaluation: Evaluation) -> float:

@@ -117,8 +117,9 @@ def run(
             store_trial(asked, config, origin)
         start, candidate = time.perf_counter(), None
         try:
-            candidate = evaluator.prepare(config, progress)
-            found: Evaluation | Glimpse | None = evaluator.evaluate(candidate, judge_for(origin, space, trials))
+            judge = judge_for(origin, space, trials, trains=bool(config.qat_layers))
+            candidate = evaluator.prepare(config, progress, judge)
+            found: Evaluation | Glimpse | None = evaluator.evaluate(candidate, judge)
         except DroppedError as dropped:
             asked.set_user_attr(REASON, dropped.reason)
             found = dropped.glimpse

@@ -14,7 +14,7 @@ from mixq.errors import InputError, first_line
 from mixq.ptq import DEFAULT_RECIPE, check_recipe
 from mixq.validation import explain
 
-Objective = Literal["latency", "size"]
+Objective = Literal["latency", "size", "train_seconds"]
 SamplerName = Literal["guided", "tpe", "gp", "nsga2", "random"]
 
 MOST_REASONS = 2  # shown at once: the first mistake often makes the others
@@ -34,11 +34,13 @@ class Override(_Part):
 
 
 class TrainingSpace(_Part):
-    """Choices for quantization-aware training; `seed` is one for all."""
+    """Choices for quantization-aware training; `seed`, `bank` and `scales` are one for all, as in config.Training."""
 
     steps: tuple[int, ...] = Field(default=(100,), min_length=1)
-    learning_rate: tuple[float, ...] = Field(default=(1e-5,), min_length=1)
+    learning_rate: tuple[float, ...] = Field(default=(0.2,), min_length=1)
     seed: int = Field(default=0, ge=0)
+    bank: int = Field(default=0, ge=0)
+    scales: bool = True
 
     @model_validator(mode="after")
     def _positive(self) -> TrainingSpace:
@@ -51,13 +53,14 @@ class Constraints(_Part):
     """Limits that a configuration must keep; None: no limit. max_drop is in the primary metric's units.
 
     confidence: with which the drop on data like the search split's is to be within max_drop (one-sided bound of the
-    paired bootstrap); None: the drop on the search split itself decides.
+    paired bootstrap); None: the drop on the search split itself decides. max_train_seconds: of one configuration.
     """
 
     max_drop: float | None = Field(default=0.005, ge=0, allow_inf_nan=False)
     confidence: float | None = Field(default=None, gt=0.5, lt=1)
     max_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_size_mb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_train_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 class SearchSpace(_Part):
@@ -91,6 +94,13 @@ class SearchSpace(_Part):
             except InputError as error:
                 raise ValueError(f"{name}: {error}") from None
         return recipes
+
+    @field_validator("objectives")
+    @classmethod
+    def _first_is_of_the_model(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        if objectives[0] == "train_seconds":
+            raise ValueError("train_seconds comes first, and FP32 trains fastest; put latency or size before it")
+        return objectives
 
     @model_validator(mode="after")
     def _training_for_qat(self) -> SearchSpace:

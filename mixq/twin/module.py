@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import onnx_ir as ir
 import torch
 
 from mixq.errors import InputError
+from mixq.twin.pairs import PAIR, joined_pairs
 from mixq.twin.step import Step, freeing, named, steps_of, unsupported_ops
 from mixq.twin.tensors import from_ir
 
@@ -24,10 +26,11 @@ class Twin(torch.nn.Module):
     The graph's float16 and bfloat16 values are float32 here; only Cast rounds them.
     train() and eval() make no difference: normalization and dropout are those of inference.
 
+    tied: initializers, by name, that are read as another one, so that both are one parameter.
     Raises InputError for an op that is not in the table and for a name in `trainable` that is no float initializer.
     """
 
-    def __init__(self, model: ir.Model, trainable: Collection[str] = ()) -> None:
+    def __init__(self, model: ir.Model, trainable: Collection[str] = (), tied: Mapping[str, str] | None = None) -> None:
         super().__init__()
         _check_ops(model)
         _check_trainable(model, trainable)
@@ -36,24 +39,35 @@ class Twin(torch.nn.Module):
         self._outputs = tuple(named(value) for value in graph.outputs)
         initializers = {name: from_ir(_content(value)) for name, value in graph.initializers.items()}
         constants = {name: tensor for name, tensor in initializers.items() if name not in set(trainable)}
-        steps = _fold(steps_of(model), constants)
+        steps = _fold(joined_pairs(_tied(steps_of(model), tied or {}), self._outputs), constants)
         self._parameter_of = self._store_parameters({name: initializers[name] for name in trainable})
         self._buffer_of = self._store_constants(constants, steps)
         fixed = {*self._outputs, *self._inputs, *self._parameter_of, *self._buffer_of}
         self._steps = freeing(steps, kept=fixed)
 
-    def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    @property
+    def pairs(self) -> frozenset[str]:
+        """Names of the nodes DequantizeLinear that undo a QuantizeLinear: what `forward` can skip."""
+        return frozenset(step.name for step in self._steps if step.op_type == PAIR)
+
+    def forward(
+        self, inputs: Mapping[str, torch.Tensor], skipped: Collection[str] = frozenset()
+    ) -> dict[str, torch.Tensor]:
         """The graph's outputs by name for its inputs by name, in the graph's shapes and types (16-bit floats: float32).
 
-        Raises InputError if an input is missing or unknown.
+        skipped: names of `pairs` that let their input pass as it is. Raises InputError if an input is missing or
+        unknown.
         """
         if inputs.keys() != self._inputs:
             raise InputError(f"inputs {sorted(inputs)} do not fit the graph: give exactly {sorted(self._inputs)}")
-        values = {name: _widened(tensor) for name, tensor in inputs.items()}
+        values = {name: _prepared(tensor) for name, tensor in inputs.items()}
         for stored in (self._parameter_of, self._buffer_of):
             values.update((name, getattr(self, attribute)) for name, attribute in stored.items())
         for step in self._steps:
-            step.run(values)
+            if step.name in skipped and step.op_type == PAIR:
+                step.skip(values)
+            else:
+                step.run(values)
         return {name: values[name] for name in self._outputs}
 
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -100,6 +114,10 @@ def _check_trainable(model: ir.Model, trainable: Collection[str]) -> None:
         raise InputError(f"trainable: {unknown} are no float initializers of the graph; known: {sorted(known)}")
 
 
+def _tied(steps: list[Step], tied: Mapping[str, str]) -> list[Step]:
+    return [replace(step, inputs=tuple(tied.get(name, name) for name in step.inputs)) for step in steps]
+
+
 def _content(value: ir.Value) -> ir.TensorProtocol:
     if value.const_value is None:
         raise InputError(f"initializer {value.name!r} has no data; load the model together with its external data")
@@ -118,5 +136,7 @@ def _fold(steps: list[Step], constants: dict[str, torch.Tensor]) -> list[Step]:
     return remaining
 
 
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def _prepared(tensor: torch.Tensor) -> torch.Tensor:
+    """16-bit floats in float32; images with their channels last, which convolutions on a CPU are twice as fast on."""
+    wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return wide.contiguous(memory_format=torch.channels_last) if wide.ndim == 4 else wide

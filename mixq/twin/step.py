@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ class Step:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     last_uses: tuple[str, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, values: dict[str, torch.Tensor]) -> None:
         """Adds the outputs to `values` and removes what no later step reads.
@@ -47,6 +48,14 @@ class Step:
                 f"{len(self.outputs)}; remove what reads {', '.join(self.outputs[len(results) :])}"
             )
         values.update(zip(self.outputs, results, strict=False))
+        self._free(values)
+
+    def skip(self, values: dict[str, torch.Tensor]) -> None:
+        """As `run`, but the output is the first input as it is."""
+        values[self.outputs[0]] = values[self.inputs[0]]
+        self._free(values)
+
+    def _free(self, values: dict[str, torch.Tensor]) -> None:
         for name in self.last_uses:
             del values[name]
 
@@ -88,16 +97,19 @@ def steps_of(model: ir.Model) -> list[Step]:
         if early:
             raise InputError(f"node {label(node)!r} reads {sorted(early)} too early; sort the graph topologically")
         known.update(map(named, node.outputs))
-    return [
-        Step(
-            label(node),
-            node.op_type,
-            partial(OPS[node.op_type], attributes_of(node)),
-            tuple(map(named, node.inputs)),
-            tuple(map(named, node.outputs)),
-        )
-        for node in model.graph
-    ]
+    return [_step(node) for node in model.graph]
+
+
+def _step(node: ir.Node) -> Step:
+    attributes = attributes_of(node)
+    return Step(
+        label(node),
+        node.op_type,
+        partial(OPS[node.op_type], attributes),
+        tuple(map(named, node.inputs)),
+        tuple(map(named, node.outputs)),
+        attributes=attributes,
+    )
 
 
 def attributes_of(node: ir.Node) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from mixq.errors import InputError
 from mixq.twin import Twin
 from mixq.twin.ops import OPS
 
-from .node_cases import HALF, Arrays, NodeCase, node_cases, refusals
+from .node_cases import HALF, WITHOUT_CASE, Arrays, NodeCase, node_cases, refusals
 
 
 def run(case: NodeCase, inputs: Arrays) -> dict[str, torch.Tensor]:
@@ -47,4 +47,5 @@ def test_refuses_with_a_reason(name: str, words: str) -> None:
 
 def test_every_op_of_the_table_has_a_case() -> None:
     names = node_cases().keys() - refusals().keys()
-    assert OPS.keys() == {node.op_type for name in names for node in node_cases()[name].model.graph}
+    tested = {node.op_type for name in names for node in node_cases()[name].model.graph}
+    assert OPS.keys() - tested == WITHOUT_CASE

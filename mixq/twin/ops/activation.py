@@ -38,6 +38,13 @@ def thresholded_relu(attributes: Attributes, x: torch.Tensor) -> torch.Tensor:
     return F.threshold(x, attributes.get("alpha", 1.0), 0.0)
 
 
+def shrink(attributes: Attributes, x: torch.Tensor) -> torch.Tensor:
+    """x moved by `bias` toward zero where |x| > lambd, else 0."""
+    threshold, bias = attributes.get("lambd", 0.5), attributes.get("bias", 0.0)
+    above = torch.where(x > threshold, x - bias, 0.0)
+    return torch.where(x < -threshold, x + bias, above).to(x.dtype)
+
+
 def gelu(attributes: Attributes, x: torch.Tensor) -> torch.Tensor:
     """Exact, or with the tanh approximation (approximate="tanh")."""
     return F.gelu(x, approximate=attributes.get("approximate", "none"))

@@ -60,6 +60,16 @@ def cumulative_sum(attributes: Attributes, x: torch.Tensor, axis: torch.Tensor) 
     return sums.flip(dim) if attributes.get("reverse", 0) else sums
 
 
+def is_inf(attributes: Attributes, x: torch.Tensor) -> torch.Tensor:
+    """Whether x is +∞ (unless detect_positive=0) or −∞ (unless detect_negative=0)."""
+    infinite = torch.isinf(x)
+    if not attributes.get("detect_positive", 1):
+        infinite = infinite & (x < 0)
+    if not attributes.get("detect_negative", 1):
+        infinite = infinite & (x > 0)
+    return infinite
+
+
 def triangle(attributes: Attributes, x: torch.Tensor, diagonal: torch.Tensor | None = None) -> torch.Tensor:
     """The upper (upper=1, the default) or lower triangle of the last two axes; zero elsewhere."""
     offset = 0 if diagonal is None else int(diagonal.item())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 
 from mixq.twin.ops.signature import Attributes
@@ -53,15 +55,37 @@ def gather(attributes: Attributes, x: torch.Tensor, indices: torch.Tensor) -> to
     axis = attributes.get("axis", 0) % x.ndim
     if indices.ndim == 0:
         return x.select(axis, int(indices))
-    picked = x.index_select(axis, _counted_from_start(indices, x.shape[axis]).flatten())
+    picked = x.index_select(axis, counted_from_start(indices, x.shape[axis]).flatten())
     return picked.reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
 
 
 def gather_elements(attributes: Attributes, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     axis = attributes.get("axis", 0)
-    return torch.gather(x, axis, _counted_from_start(indices, x.shape[axis]))
+    return torch.gather(x, axis, counted_from_start(indices, x.shape[axis]))
 
 
-def _counted_from_start(indices: torch.Tensor, length: int) -> torch.Tensor:
+def gather_nd(attributes: Attributes, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """The slices of x at the rows of the last axis of `indices`; the first batch_dims axes are common to both."""
+    batch, depth = attributes.get("batch_dims", 0), indices.shape[-1]
+    rows = prod(x.shape[:batch])
+    table = x.reshape(rows, *x.shape[batch:])
+    places = indices.reshape(rows, prod(indices.shape[batch:-1]), depth)
+    own = torch.arange(rows, device=x.device).unsqueeze(1)
+    return table[(own, *places.unbind(-1))].reshape(indices.shape[:-1] + x.shape[batch + depth :])
+
+
+def reverse_sequence(attributes: Attributes, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """x with the first lengths[n] steps of sequence n in reverse; of its first two axes, time_axis is the steps'."""
+    time_first = attributes.get("time_axis", 0) == 0
+    batch = x.transpose(0, 1) if time_first else x
+    steps = torch.arange(batch.shape[1], device=x.device)
+    ends = lengths.unsqueeze(1)
+    sources = torch.where(steps < ends, ends - 1 - steps, steps)
+    turned = batch[torch.arange(len(batch), device=x.device).unsqueeze(1), sources]
+    return turned.transpose(0, 1) if time_first else turned
+
+
+def counted_from_start(indices: torch.Tensor, length: int) -> torch.Tensor:
+    """Indices (int64) of an axis of that length, the negative ones made positive."""
     wide = indices.to(torch.int64)
     return torch.where(wide < 0, wide + length, wide)

@@ -59,6 +59,19 @@ def local_response_norm(attributes: Attributes, x: torch.Tensor) -> torch.Tensor
     return F.local_response_norm(x, attributes["size"], alpha, beta, attributes.get("bias", 1.0))
 
 
+def lp_norm(attributes: Attributes, x: torch.Tensor) -> torch.Tensor:
+    """x divided by its p-norm along `axis`; zeros stay zeros."""
+    norm = torch.linalg.vector_norm(x, attributes.get("p", 2), attributes.get("axis", -1), keepdim=True)
+    return x / torch.where(norm == 0, 1.0, norm)
+
+
+def mean_variance_norm(attributes: Attributes, x: torch.Tensor) -> torch.Tensor:
+    """(x − mean) / standard deviation over `axes`."""
+    axes = tuple(attributes.get("axes", (0, 2, 3)))
+    deviation = torch.std(x, axes, correction=0, keepdim=True)
+    return (x - torch.mean(x, axes, keepdim=True)) / (deviation + 1e-9)  # ONNX's own epsilon
+
+
 def dropout(
     attributes: Attributes,
     x: torch.Tensor,

@@ -38,12 +38,26 @@ def average_pool(attributes: Attributes, x: torch.Tensor) -> torch.Tensor:
     return _sums(F.pad(F.pad(x, flat(frame.pads)), beyond), frame) / _sums(counted, frame)
 
 
+def lp_pool(attributes: Attributes, x: torch.Tensor) -> torch.Tensor:
+    """The p-norm of each window of x (N, C, *spatial), where padding counts as zeros."""
+    frame, p = window(attributes, x.shape[2:], attributes["kernel_shape"]), attributes.get("p", 2)
+    beyond = flat(overhang(frame, x.shape[2:], bool(attributes.get("ceil_mode", 0))))
+    sums = _sums(F.pad(F.pad(x.abs() ** p, flat(frame.pads)), beyond), frame)
+    some = sums > 0  # at 0 the root's slope is infinite, and its product with 0 would be NaN
+    return torch.where(some, torch.where(some, sums, 1.0) ** (1 / p), 0.0)
+
+
 def global_average_pool(x: torch.Tensor) -> torch.Tensor:
     return torch.mean(x, tuple(range(2, x.ndim)), keepdim=True)
 
 
 def global_max_pool(x: torch.Tensor) -> torch.Tensor:
     return torch.amax(x, tuple(range(2, x.ndim)), keepdim=True)
+
+
+def global_lp_pool(attributes: Attributes, x: torch.Tensor) -> torch.Tensor:
+    norm: torch.Tensor = torch.linalg.vector_norm(x, attributes.get("p", 2), tuple(range(2, x.ndim)), keepdim=True)
+    return norm
 
 
 def _torch_pads(frame: Window) -> bool:

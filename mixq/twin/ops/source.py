@@ -7,7 +7,9 @@ from math import prod
 import torch
 
 from mixq.errors import InputError
+from mixq.twin.ops.index import counted_from_start
 from mixq.twin.ops.signature import Attributes
+from mixq.twin.tensors import storage
 
 
 def constant(attributes: Attributes) -> torch.Tensor:
@@ -43,3 +45,20 @@ def shape_of(attributes: Attributes, x: torch.Tensor) -> torch.Tensor:
 def size_of(x: torch.Tensor) -> torch.Tensor:
     """The number of elements of x (int64, 0-d)."""
     return torch.tensor(prod(x.shape), dtype=torch.int64, device=x.device)
+
+
+def eye_like(attributes: Attributes, x: torch.Tensor) -> torch.Tensor:
+    """A matrix of the shape of x: ones on the k-th diagonal, else zeros, in the type `dtype` or that of x."""
+    rows, columns = (torch.arange(length, device=x.device) for length in x.shape)
+    diagonal: int = attributes.get("k", 0)
+    ones = rows.unsqueeze(1) + diagonal == columns
+    return ones.to(storage(attributes["dtype"]) if "dtype" in attributes else x.dtype)
+
+
+def one_hot(attributes: Attributes, indices: torch.Tensor, depth: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """values[1] where the index is the position along the new axis `axis` of length `depth`, else values[0]."""
+    length = int(depth.item())
+    wanted = counted_from_start(indices, length).unsqueeze(-1)
+    hot = wanted == torch.arange(length, device=indices.device)
+    off, on = values.unbind()
+    return torch.where(hot, on, off).movedim(-1, attributes.get("axis", -1))

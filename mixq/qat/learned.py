@@ -1,0 +1,132 @@
+"""Learned: which values of a lowered graph training moves, and how they become parts of a prepared network again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mixq.affine import S8, U8
+from mixq.graph.model import Graph
+from mixq.graph.plan import Plan
+from mixq.graph.quantize import Parameters, own_name, scale_name
+from mixq.ptq import Prepared
+from mixq.task import Array
+
+SCALE_RATE = 3.0
+
+
+@dataclass(frozen=True)
+class Learned:
+    """By name of the lowered graph's initializer, what it is.
+
+    values: (layer, input index) of weights and biases; weight_scales: the layer; data_scales: the tensors of a group,
+    which share one scale, that of the first; the names of the others are in `tied`.
+    """
+
+    values: Mapping[str, tuple[str, int]]
+    weight_scales: Mapping[str, str]
+    data_scales: Mapping[str, tuple[str, ...]]
+    tied: Mapping[str, str]
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.values, *self.weight_scales, *self.data_scales]
+
+    def units(self, graph: Graph, parameters: Parameters) -> dict[str, float]:
+        """By name, how far one step of training with the learning rate 1 is to move its numbers.
+
+        A weight moves by its quantization step, so that one learning rate suits networks that lose little, whose steps
+        are small, and such that lose much. What else a layer has moves by as much of its own size; quantization scales,
+        of which there are few, by more.
+        """
+        grains = {
+            layer: _size(parameters.weights[layer].scale) / _size(_start(graph, parameters, layer, 1))
+            for layer in dict.fromkeys(layer for layer, _ in self.values.values())
+        }
+        middle = math.exp(sum(map(math.log, grains.values())) / len(grains))
+        found = {
+            name: grains[layer] * _size(_start(graph, parameters, layer, index))
+            for name, (layer, index) in self.values.items()
+        }
+        for name, layer in self.weight_scales.items():
+            found[name] = SCALE_RATE * grains[layer] * _size(parameters.weights[layer].scale)
+        for name, group in self.data_scales.items():
+            found[name] = SCALE_RATE * middle * _size(parameters.activations[group[0]].scale)
+        return found
+
+    def moved(self, prepared: Prepared, parameters: Parameters, found: Mapping[str, Array]) -> Prepared:
+        """`prepared` with what was learned, `found`; zero points stay those of `parameters`."""
+        ranges = {
+            tensor: _range(float(found[name]), int(parameters.activations[tensor].zero_point))
+            for name, group in self.data_scales.items()
+            for tensor in group
+        }
+        magnitudes = {layer: found[name].astype(float) * S8[1] for name, layer in self.weight_scales.items()}
+        values = {key: found[name] for name, key in self.values.items()}
+        return replace(
+            prepared,
+            ranges={**prepared.ranges, **ranges},
+            magnitudes={**prepared.magnitudes, **magnitudes},
+            values={**prepared.values, **values},
+        )
+
+
+def learned(graph: Graph, plan: Plan, layers: Collection[str], int8: Collection[str], *, scales: bool) -> Learned:
+    """What training the layers `layers`, of the INT8 layers `int8`, moves: weights and biases, with `scales` these too.
+
+    A tensor's scale is learned where every INT8 layer that reads it is trained; where none reads it, if all are.
+    """
+    values: dict[str, tuple[str, int]] = {}
+    for name in layers:
+        indices = (1,) if graph.by_name[name].bias is None else (1, 2)
+        values |= {own_name(name, index): (name, index) for index in indices}
+    if not scales:
+        return Learned(values, {}, {}, {})
+    groups = [group for group in plan.groups if _readers(group, plan, int8) <= set(layers)]
+    return Learned(
+        values,
+        {scale_name(f"{name}.weight"): name for name in layers},
+        {scale_name(group[0]): group for group in groups},
+        {scale_name(tensor): scale_name(group[0]) for group in groups for tensor in group[1:]},
+    )
+
+
+def merged(
+    untrained: Prepared, trained: Prepared, plan: Plan, layers: Collection[str], int8: Collection[str]
+) -> Prepared:
+    """`untrained`, with what `trained` has for `layers`, and for the tensors that of the INT8 layers only they read."""
+    tensors = {t for group in plan.groups if _readers(group, plan, int8) <= set(layers) for t in group}
+    return replace(
+        untrained,
+        ranges={name: (trained if name in tensors else untrained).ranges[name] for name in untrained.ranges},
+        magnitudes={name: (trained if name in layers else untrained).magnitudes[name] for name in untrained.magnitudes},
+        values={
+            **{key: value for key, value in untrained.values.items() if key[0] not in layers},
+            **{key: value for key, value in trained.values.items() if key[0] in layers},
+        },
+    )
+
+
+def _start(graph: Graph, parameters: Parameters, layer: str, index: int) -> Array:
+    """The weight (1) or bias (2) that training starts from."""
+    found = parameters.values.get((layer, index))
+    name = graph.by_name[layer].weight if index == 1 else str(graph.by_name[layer].bias)
+    return graph.weight(name) if found is None else found
+
+
+def _size(values: Array) -> float:
+    """Root mean square, and a little."""
+    return math.sqrt(float(np.square(values, dtype=np.float64).mean())) + 1e-9
+
+
+def _readers(group: Collection[str], plan: Plan, int8: Collection[str]) -> set[str]:
+    """The INT8 layers that read a tensor of the group; all of them where none does."""
+    return {layer for layer in int8 if plan.inputs[layer] in group} or set(int8)
+
+
+def _range(scale: float, zero_point: int) -> tuple[float, float]:
+    """What the codes cover."""
+    return (U8[0] - zero_point) * scale, (U8[1] - zero_point) * scale

@@ -1,0 +1,74 @@
+"""What training makes small: the distance of the outputs from the FP32 model's, or the Task's own loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mixq.errors import InputError, MixqError, raised
+from mixq.task import Outputs, Task
+
+Tensors = Mapping[str, torch.Tensor]
+Loss = Callable[[Tensors, "Answers"], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a batch is to give: the FP32 model's outputs, their spread (over the whole batch), the Task's targets."""
+
+    outputs: Tensors
+    spreads: Mapping[str, float]
+    targets: Any = None
+
+    @classmethod
+    def of(cls, outputs: Outputs, targets: Any, device: torch.device) -> Answers:
+        """Raises MixqError where no output is a float: there is nothing to come close to."""
+        floats = {name: torch.from_numpy(value) for name, value in outputs.items() if value.dtype.kind == "f"}
+        if not floats:
+            raise MixqError(
+                "the model has no float output that training could bring close to FP32's; leave out stage qat"
+            )
+        spreads = {name: _spread(value) for name, value in floats.items()}
+        return cls({name: value.to(device) for name, value in floats.items()}, spreads, targets)
+
+    def rows(self, part: slice) -> Answers:
+        """Those of some rows of the batch."""
+        targets = None if self.targets is None else self.targets[part]
+        return Answers({name: value[part] for name, value in self.outputs.items()}, self.spreads, targets)
+
+
+def distance(outputs: Tensors, answers: Answers) -> torch.Tensor:
+    """The squared error of the outputs ÷ their variance, so that tasks of any kind share one scale."""
+    losses = [
+        torch.mean((outputs[name] - wanted) ** 2) / answers.spreads[name] for name, wanted in answers.outputs.items()
+    ]
+    return torch.stack(losses).mean()
+
+
+def loss_of(task: Task) -> Loss:
+    """The Task's own loss where it has one, else `distance`."""
+    if type(task).loss is Task.loss:
+        return distance
+    method = f"{type(task).__name__}.loss"
+
+    def own(outputs: Tensors, answers: Answers) -> torch.Tensor:
+        try:
+            found = task.loss(outputs, answers.outputs, answers.targets)
+        except InputError:
+            raise
+        except Exception as error:
+            raise raised(method, error) from error
+        if not isinstance(found, torch.Tensor) or found.ndim or not found.requires_grad:
+            raise InputError(f"{method} must return a scalar torch tensor that depends on the outputs, got {found!r}")
+        return found
+
+    return own
+
+
+def _spread(values: torch.Tensor) -> float:
+    """Their variance; the mean square where all are equal, as where a batch has one value only."""
+    variance, square = float(values.var(correction=0)), float(values.square().mean())
+    return max(variance if variance > 1e-12 * square else square, 1e-12)

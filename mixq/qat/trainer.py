@@ -1,0 +1,211 @@
+"""Trainer: quantization-aware training of the layers with stage qat, and what is kept of it between configurations.
+
+The graph that is trained is the one that is exported: its QuantizeLinear/DequantizeLinear pairs round with the very
+qparams of the lowering, straight through in the gradient (Bengio et al. 2013; Jacob et al. 2018, section 3), and learn
+their steps (Esser et al. 2020). Layers of any other stage stand in it as the configuration has them, and stay as they
+are. What comes out is a prepared network, as a recipe step leaves one: the integers are made of it as of any other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+
+from mixq import machine
+from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, Stage, Training
+from mixq.errors import MixqError
+from mixq.graph.lower import lower
+from mixq.graph.model import Run
+from mixq.graph.placement import Placement
+from mixq.graph.plan import Plan, make_plan
+from mixq.ptq import Prepared, Quantizer, parameters
+from mixq.qat.bank import sampled_skips
+from mixq.qat.course import Course, Lessons, State, Trained, steady_steps
+from mixq.qat.group import ALONE, Group
+from mixq.qat.learned import learned, merged
+from mixq.qat.loss import Answers, Loss, distance
+from mixq.qat.memory import reused
+from mixq.qat.store import load_state, load_trained, save_state, save_trained
+from mixq.task import Inputs
+from mixq.twin import Twin
+
+KEPT = 8  # states of trainings that may be gone on with
+
+PACED = 5  # steps after which it can be told how long all of them take
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A training on its way: the seconds that all its steps take, whether only those are left over which the learning
+    rate falls, and a way to see the network."""
+
+    seconds: float
+    falling: bool
+    prepared: Callable[[], Prepared]
+
+
+Look = Callable[[Standing], None]
+"""Asked after the first steps, and before the learning rate falls; raises what ends the training."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What there is to learn from: batches, their targets if the Task gives any, the FP32 model, the loss."""
+
+    batches: Sequence[Inputs]
+    teacher: Run
+    targets: Sequence[object] | None = None
+    loss: Loss = distance
+
+
+class Trainer:
+    """Trains configurations of one graph. `trainable`: the layers that may be INT8 at all, for the bank."""
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        placement: Placement,
+        lesson: Lesson,
+        trainable: Sequence[str],
+        typed: Callable[[MixedPrecisionConfig], bool],
+        group: Group = ALONE,
+    ) -> None:
+        self._quantizer, self._placement, self._lesson = quantizer, placement, lesson
+        self._trainable, self._typed, self._group = tuple(trainable), typed, group
+        self._finished: dict[str, Trained] = {}
+        self._states: OrderedDict[MixedPrecisionConfig, State] = OrderedDict()
+        self._answers = cache(self._ask)
+
+    def start(self, config: MixedPrecisionConfig, progress: Progress | None = None) -> Prepared:
+        """What the training of `config` starts from: PTQ layers as its recipe leaves them, QAT layers of the bank."""
+        untrained, settings = self._quantizer.prepared(config.recipe, progress), _settings(config)
+        if not settings.bank:
+            return untrained
+        bank = self._bank(config, progress)
+        return merged(untrained, bank, self._plan(config), config.qat_layers, config.layers_with(Precision.INT8))
+
+    def trained(
+        self, config: MixedPrecisionConfig, progress: Progress | None = None, look: Look | None = None
+    ) -> Trained:
+        """`config` trained; where it was trained before with fewer steps, from there on. Deterministic by the seed.
+
+        Raises MixqError where training diverges or does harm.
+        """
+        return self._once(config, lambda: self._train(config, progress, look))
+
+    def _once(self, config: MixedPrecisionConfig, train: Callable[[], Trained], kind: str = "trained") -> Trained:
+        """What `train` makes of `config`, unless it is known or in the store."""
+        key = f"{kind} {config.id}"
+        if key not in self._finished:
+            start, store = self._quantizer.prepared(config.recipe), self._quantizer.store
+            known = load_trained(store, key, start)
+            self._finished[key] = known or train()
+            if known is None:
+                save_trained(store, key, self._finished[key], start)
+        return self._finished[key]
+
+    def _train(self, config: MixedPrecisionConfig, progress: Progress | None, look: Look | None) -> Trained:
+        settings, family = _settings(config), _family(config)
+        steps, steady = settings.steps, steady_steps(settings.steps)
+        course, back = self._course(config, self.start(config, progress), settings)
+        known, spent = self._known_state(family), 0.0
+        if known is not None and known.step <= steady:
+            course.resume(known)
+            spent = known.seconds
+        for until in sorted({min(max(course.step, PACED), steady), steady, steps}):
+            began = time.perf_counter()
+            self._advance(course, settings, until, progress)
+            spent += time.perf_counter() - began
+            if until == steady:
+                self._keep(family, replace(course.state, seconds=spent))
+            if look is not None and until < steps and until:
+                look(Standing(spent * steps / until, until == steady, back))
+        return Trained(back(), tuple(course.state.losses), spent)
+
+    def _course(
+        self, config: MixedPrecisionConfig, start: Prepared, settings: Training, skips: bool = False
+    ) -> tuple[Course, Callable[[], Prepared]]:
+        """The course of a configuration's QAT layers from `start`, and a way to see what it has made of it."""
+        graph, plan, int8 = start.graph, self._plan(config), config.layers_with(Precision.INT8)
+        given = parameters(start, plan, int8)
+        what = learned(graph, plan, config.qat_layers, int8, scales=settings.scales)
+        model = lower(graph, config, plan, given, typed=self._typed(config), trainable=config.qat_layers)
+        twin = Twin(model, what.names, what.tied)
+        lessons = Lessons(self._lesson.batches, self._answers, self._lesson.loss)
+        scales = [*what.weight_scales, *what.data_scales]
+        sampled = sampled_skips(twin, plan, int8, settings.seed) if skips else None
+        course = Course(twin, lessons, settings, what.units(graph, given), scales, sampled, self._group)
+
+        def back() -> Prepared:
+            values = twin.parameter_values()
+            if not all(np.isfinite(value).all() for value in values.values()):
+                raise MixqError("training diverged: its last step left NaN; lower the learning rate")
+            return what.moved(start, given, values)
+
+        return course, back
+
+    def _bank(self, config: MixedPrecisionConfig, progress: Progress | None) -> Prepared:
+        """The start that all configurations with this recipe and training share."""
+        settings = _settings(config)
+        scheme = LayerScheme(precision=Precision.INT8, stage=Stage.QAT)
+        fp32 = LayerScheme(precision=Precision.FP32)
+        schemes = {name: scheme if name in self._trainable else fp32 for name in config.schemes}
+        wanted = Training(
+            steps=settings.bank, learning_rate=settings.learning_rate, seed=settings.seed, scales=settings.scales
+        )
+        whole = MixedPrecisionConfig(model=config.model, schemes=schemes, recipe=config.recipe, training=wanted)
+
+        def train() -> Trained:
+            began = time.perf_counter()
+            course, back = self._course(whole, self._quantizer.prepared(config.recipe), wanted, skips=True)
+            self._advance(course, wanted, wanted.steps, progress, "shared start")
+            return Trained(back(), tuple(course.state.losses), time.perf_counter() - began)
+
+        return self._once(whole, train, "shared start").prepared
+
+    def _advance(
+        self, course: Course, settings: Training, until: int, progress: Progress | None, doing: str = "QAT"
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(max(1, machine.cores() // self._group.size))
+        with reused():
+            for loss in course.run(settings.steps, until):
+                if progress is not None:
+                    progress(f"{doing} step {course.step}/{settings.steps}, loss {loss:.2e}")
+
+    def _known_state(self, family: MixedPrecisionConfig) -> State | None:
+        return self._states.get(family) or load_state(self._quantizer.store, f"state {family.id}")
+
+    def _keep(self, family: MixedPrecisionConfig, state: State) -> None:
+        save_state(self._quantizer.store, f"state {family.id}", state)
+        self._states[family] = state
+        self._states.move_to_end(family)
+        while len(self._states) > KEPT:
+            self._states.popitem(last=False)
+
+    def _ask(self, index: int) -> Answers:
+        targets = None if self._lesson.targets is None else self._lesson.targets[index]
+        return Answers.of(self._lesson.teacher(self._lesson.batches[index]), targets, self._group.device)
+
+    def _plan(self, config: MixedPrecisionConfig) -> Plan:
+        graph = self._quantizer.prepared(config.recipe).graph
+        return make_plan(graph, config.layers_with(Precision.INT8), self._placement)
+
+
+def _settings(config: MixedPrecisionConfig) -> Training:
+    if config.training is None:
+        raise ValueError("the configuration has no training settings")
+    return config.training
+
+
+def _family(config: MixedPrecisionConfig) -> MixedPrecisionConfig:
+    """The configuration with its number of steps left out: what a training can be gone on with for."""
+    return config.model_copy(update={"training": _settings(config).model_copy(update={"steps": 1})})
