@@ -67,6 +67,15 @@ def read_views(file: Path) -> NDArray[np.uint8]:
     return np.concatenate([views[:1], views[1:, :, ::-1]])
 
 
+def varied(image: NDArray[np.uint8], rng: np.random.Generator, smallest: int = 160) -> NDArray[np.uint8]:
+    """A part of an image of at least `smallest` pixels, scaled up to SIDE; every other one mirrored."""
+    side = int(rng.integers(smallest, SIDE + 1))
+    top, left = rng.integers(0, SIDE - side + 1, 2)
+    part = Image.fromarray(image[top : top + side, left : left + side])
+    found: NDArray[np.uint8] = np.asarray(part.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    return found[:, ::-1] if rng.random() < 0.5 else found
+
+
 def _read_views(file: Path) -> NDArray[np.uint8]:
     """Centre and corners."""
     with Image.open(file) as image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     parsed = _parser().parse_args(arguments)
     try:
-        code: int = parsed.run(parsed)
+        code = _run(parsed)
     except InputError as error:
         print(f"mixq: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -30,6 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("mixq: interrupted; what was finished is on disk", file=sys.stderr)
         return FAILED
     return code
+
+
+def _run(parsed: Any) -> int:
+    """The command; where torchrun started several processes, in the first of them."""
+    run: Callable[[Any], int] = parsed.run
+    if "WORLD_SIZE" not in os.environ or not hasattr(parsed, "task"):
+        return run(parsed)
+    from mixq.together import run_together, started_by_torchrun
+
+    return run_together(lambda: run(parsed), parsed.task, parsed.runtime) if started_by_torchrun() else run(parsed)
 
 
 def _show_warning(

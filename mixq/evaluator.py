@@ -27,7 +27,7 @@ from mixq.stopwatch import Stopwatch
 from mixq.task import Array, Inputs, Outputs, Task
 
 if TYPE_CHECKING:
-    from mixq.qat import Standing, Trained, Trainer
+    from mixq.qat import Lessons, Standing, Trained, Trainer
 
 
 class Evaluator:
@@ -62,12 +62,19 @@ class Evaluator:
 
     @cached_property
     def trainer(self) -> Trainer:
-        from mixq.qat import Lesson, Trainer, loss_of  # torch is heavy, and only training needs it
+        from mixq.qat import Trainer  # torch is heavy, and only training needs it
 
-        data, int8 = self.data.training, LayerScheme(precision=Precision.INT8)
+        int8 = LayerScheme(precision=Precision.INT8)
         able = [layer.name for layer in self.graph.layers if self.runtime.refusal(int8, layer.op) is None]
-        lesson = Lesson(data.batches, self._teacher, data.targets, loss_of(self.task))
-        return Trainer(self.quantizer, self.runtime.placement, lesson, able, self.runtime.typed)
+        return Trainer(self.quantizer, self.runtime.placement, self.lessons, able, self.runtime.typed)
+
+    @cached_property
+    def lessons(self) -> Lessons:
+        """What training learns from."""
+        from mixq.qat import Lessons, loss_of
+
+        data = self.data.training
+        return Lessons(data.batches, self._teacher, data.targets, loss_of(self.task))
 
     def keep_in(self, store: ArrayStore) -> None:
         """Let long recipe steps and trainings be kept in a store, and taken from it."""
@@ -115,9 +122,9 @@ class Evaluator:
         with watch.measuring("recipe"):
             prepared = self.quantizer.prepared(config.recipe, progress)
         if not config.qat_layers:
-            return replace(self._lowered(config, prepared), seconds=watch.seconds)
+            return replace(self.lowered(config, prepared), seconds=watch.seconds)
         trained = self._trained(config, progress, judge, watch)
-        candidate = self._lowered(config, trained.prepared)
+        candidate = self.lowered(config, trained.prepared)
         return replace(candidate, seconds=watch.seconds, train_s=trained.seconds, losses=trained.losses)
 
     def _trained(
@@ -132,7 +139,7 @@ class Evaluator:
         screening = None
         try:
             if judge is not None:
-                screening = self._screening(self._lowered(config, start), judge, watch)
+                screening = self._screening(self.lowered(config, start), judge, watch)
             with watch.measuring("train"):
                 return self.trainer.trained(config, progress, screening)
         except DroppedError as dropped:
@@ -150,12 +157,13 @@ class Evaluator:
             seen = replace(before, drop=None, drop_low=None, rows=0, train_s=standing.seconds)
             consult(judge, seen)
             if standing.falling:
-                after = self._seen(self._lowered(draft.config, standing.prepared()), seen)
+                after = self._seen(self.lowered(draft.config, standing.prepared()), seen)
                 consult(judge, hopeful(before, after))
 
         return look
 
-    def _lowered(self, config: MixedPrecisionConfig, prepared: Prepared) -> Candidate:
+    def lowered(self, config: MixedPrecisionConfig, prepared: Prepared) -> Candidate:
+        """`config` with the parameters that a recipe or a training left."""
         int8 = config.layers_with(Precision.INT8)
         plan = make_plan(prepared.graph, int8, self.runtime.placement)
         chosen = parameters(prepared, plan, int8)

@@ -17,13 +17,14 @@ from mixq.errors import InputError
 from mixq.evaluation import Candidate, Evaluation
 from mixq.evaluator import Evaluator
 from mixq.exporter import export
+from mixq.gains import training_gains
 from mixq.report.tables import is_fp32
 from mixq.report.wall_time import seconds_of
 from mixq.searcher.choices import Choices
 from mixq.searcher.objective import EQUAL, best_of, cautious_value
 from mixq.searcher.run import Budget
 from mixq.searcher.space import SearchSpace
-from mixq.searcher.study import Study, load_holdout, store_holdout
+from mixq.searcher.study import Study, load_gains, load_holdout, store_gains, store_holdout
 from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity
 from mixq.stopwatch import Stopwatch
@@ -145,6 +146,8 @@ class SearchJob:
         self.hold_out()
         best = self.best()
         robustness = None if hurry else self._robustness(best)
+        if not hurry:
+            self._measure_gains(best)
         self.write_tables()
         summary = {**self.summary(), "robustness": robustness}
         atomic.write_text(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
@@ -208,6 +211,8 @@ class SearchJob:
             "rest": best.config.rest.value,
             "silent_layers": list(evaluation.silent),
             "holdout": load_holdout(self.study, best.config.id),
+            "train_s": evaluation.train_s,
+            "training_gains": load_gains(self.study, best.config.id),
         }
 
     def _counts(self, trials: list[Trial]) -> dict[str, int]:
@@ -236,6 +241,13 @@ class SearchJob:
             if best is not None:
                 found["best"] = self.evaluator.robustness(self._exported_candidate(best))
             return found
+
+    def _measure_gains(self, best: Trial | None) -> None:
+        """What training gained in each layer of the best, unless that is known already."""
+        if best is None or not best.config.qat_layers or load_gains(self.study, best.config.id) is not None:
+            return
+        with self.watch.measuring("gains"):
+            store_gains(self.study, best.config.id, [asdict(g) for g in training_gains(self.evaluator, best.config)])
 
     def _log_files(self, summary: Mapping[str, object]) -> None:
         if self.tracker is None:

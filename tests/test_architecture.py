@@ -26,14 +26,15 @@ LEVELS = (
     ("latency",),
     ("evaluation", "batches", "race"),
     ("evaluator",),
-    ("front", "shadow", "sensitivity", "devices"),
+    ("front", "shadow", "sensitivity", "gains", "devices"),
     ("searcher",),
     ("certificate", "probe", "exporter", "verifier", "trial_record", "tracking", "report"),
     ("job",),
     ("launch",),
     ("api",),
-    ("show",),
+    ("show", "together"),
     ("cli",),
+    ("__main__",),
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.classification import LabelledImages
 from experiments.drops import drop_and_interval
 from experiments.etinynet.task import EtinyNet
-from experiments.imagenet import VIEWS, labelled_files, read_views
+from experiments.imagenet import VIEWS, labelled_files, read_views, varied
 from experiments.tables import machine_line, markdown, points, publish
 from mixq import measures
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep, Stage, Training, uniform
@@ -23,8 +23,9 @@ from mixq.evaluator import Evaluator
 from mixq.runtimes import get_runtime
 from mixq.task import Inputs
 
-TRAINING = Training(steps=900, learning_rate=0.03)
+TRAINING = Training(steps=900, learning_rate=0.2)
 BATCH = 25
+COPIES = 4
 
 Recipe = tuple[RecipeStep, ...]
 BIAS_CORRECTION = RecipeStep(name="bias_correction")
@@ -56,10 +57,12 @@ class EtinyNetViews(EtinyNet):
     rows_per_sample = VIEWS
 
     def training(self) -> Iterator[Inputs]:
-        """BATCH images at a time."""
-        images = self._read_once("training").images
-        for start in range(0, len(images), BATCH):
-            yield {"image": self.preprocess(images[start : start + BATCH])}
+        """Each image as it is, and COPIES varied copies of it, BATCH at a time."""
+        images, rng = self._read_once("training").images, np.random.default_rng(0)
+        for copy in range(1 + COPIES):
+            for start in range(0, len(images), BATCH):
+                part = images[start : start + BATCH]
+                yield {"image": self.preprocess(np.stack([varied(image, rng) for image in part]) if copy else part)}
 
     def read(self, part: str) -> LabelledImages:
         """As EtinyNet's, but for the views."""

@@ -8,7 +8,7 @@ there will be, so that a longer training goes on from a shorter one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +20,7 @@ from mixq.config import Training
 from mixq.errors import MixqError
 from mixq.ptq import Prepared
 from mixq.qat.group import ALONE, Group
-from mixq.qat.loss import Answers, Loss
-from mixq.task import Inputs
+from mixq.qat.loss import Lessons
 from mixq.twin import Twin
 
 CLIP_NORM = 1.0
@@ -54,15 +53,6 @@ class Trained:
     prepared: Prepared
     losses: tuple[float, ...]
     seconds: float
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """What is learned from: batches, and what the FP32 model says of each."""
-
-    batches: Sequence[Inputs]
-    answers: Callable[[int], Answers]
-    loss: Loss
 
 
 class Course:
@@ -124,15 +114,14 @@ class Course:
     def _error(self) -> float:
         """The distance of the outputs from FP32's before any step, at most 1."""
         with torch.no_grad():
-            error = self._group.evaluate(self._twin, self._lessons.batches[0], self._lessons.answers(0))
+            error = self._group.evaluate(self._twin, self._lessons, 0)
         return error if math.isfinite(error) and error < 1 else 1.0
 
     def _take(self, index: int, share: float) -> float:
         """One step on a batch."""
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        inputs, answers = self._lessons.batches[index], self._lessons.answers(index)
-        value = self._group.backward(self._twin, inputs, answers, self._lessons.loss, self._skips(self.step))
+        value = self._group.backward(self._twin, self._lessons, index, self._skips(self.step))
         self.step += 1
         if not math.isfinite(value):
             raise MixqError(f"training diverged at step {self.step} (loss {value}); lower the learning rate")

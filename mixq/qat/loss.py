@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from mixq.errors import InputError, MixqError, raised
-from mixq.task import Outputs, Task
+from mixq.graph.model import Run
+from mixq.task import Inputs, Outputs, Task
 
 Tensors = Mapping[str, torch.Tensor]
 Loss = Callable[[Tensors, "Answers"], torch.Tensor]
@@ -24,7 +25,7 @@ class Answers:
     targets: Any = None
 
     @classmethod
-    def of(cls, outputs: Outputs, targets: Any, device: torch.device) -> Answers:
+    def of(cls, outputs: Outputs, targets: Any, device: torch.device | None = None) -> Answers:
         """Raises MixqError where no output is a float: there is nothing to come close to."""
         floats = {name: torch.from_numpy(value) for name, value in outputs.items() if value.dtype.kind == "f"}
         if not floats:
@@ -38,6 +39,25 @@ class Answers:
         """Those of some rows of the batch."""
         targets = None if self.targets is None else self.targets[part]
         return Answers({name: value[part] for name, value in self.outputs.items()}, self.spreads, targets)
+
+
+class Lessons:
+    """What is learned from: batches, the FP32 model's answers to each, asked for once, and the loss."""
+
+    def __init__(
+        self, batches: Sequence[Inputs], teacher: Run, targets: Sequence[Any] | None = None, loss: Loss | None = None
+    ) -> None:
+        """`loss`: by default `distance`."""
+        self.batches, self.loss = batches, loss or distance
+        self._teacher, self._targets = teacher, targets
+        self._known: dict[int, Answers] = {}
+
+    def answers(self, index: int, device: torch.device | None = None) -> Answers:
+        """To a batch."""
+        if index not in self._known:
+            targets = None if self._targets is None else self._targets[index]
+            self._known[index] = Answers.of(self._teacher(self.batches[index]), targets, device)
+        return self._known[index]
 
 
 def distance(outputs: Tensors, answers: Answers) -> torch.Tensor:

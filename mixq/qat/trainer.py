@@ -12,7 +12,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 
@@ -20,18 +19,17 @@ from mixq import machine
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, Stage, Training
 from mixq.errors import MixqError
 from mixq.graph.lower import lower
-from mixq.graph.model import Run
+from mixq.graph.model import serialize
 from mixq.graph.placement import Placement
 from mixq.graph.plan import Plan, make_plan
 from mixq.ptq import Prepared, Quantizer, parameters
 from mixq.qat.bank import sampled_skips
-from mixq.qat.course import Course, Lessons, State, Trained, steady_steps
-from mixq.qat.group import ALONE, Group
+from mixq.qat.course import Course, State, Trained, steady_steps
+from mixq.qat.group import Group
 from mixq.qat.learned import learned, merged
-from mixq.qat.loss import Answers, Loss, distance
+from mixq.qat.loss import Lessons
 from mixq.qat.memory import reused
 from mixq.qat.store import load_state, load_trained, save_state, save_trained
-from mixq.task import Inputs
 from mixq.twin import Twin
 
 KEPT = 8  # states of trainings that may be gone on with
@@ -55,16 +53,6 @@ Look = Callable[[Standing], None]
 """Asked after the first steps, and before the learning rate falls; raises what ends the training."""
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What there is to learn from: batches, their targets if the Task gives any, the FP32 model, the loss."""
-
-    batches: Sequence[Inputs]
-    teacher: Run
-    targets: Sequence[object] | None = None
-    loss: Loss = distance
-
-
 class Trainer:
     """Trains configurations of one graph. `trainable`: the layers that may be INT8 at all, for the bank."""
 
@@ -72,16 +60,15 @@ class Trainer:
         self,
         quantizer: Quantizer,
         placement: Placement,
-        lesson: Lesson,
+        lessons: Lessons,
         trainable: Sequence[str],
         typed: Callable[[MixedPrecisionConfig], bool],
-        group: Group = ALONE,
+        group: Group | None = None,
     ) -> None:
-        self._quantizer, self._placement, self._lesson = quantizer, placement, lesson
-        self._trainable, self._typed, self._group = tuple(trainable), typed, group
+        self._quantizer, self._placement, self._lessons = quantizer, placement, lessons
+        self._trainable, self._typed, self._group = tuple(trainable), typed, group or Group.current()
         self._finished: dict[str, Trained] = {}
         self._states: OrderedDict[MixedPrecisionConfig, State] = OrderedDict()
-        self._answers = cache(self._ask)
 
     def start(self, config: MixedPrecisionConfig, progress: Progress | None = None) -> Prepared:
         """What the training of `config` starts from: PTQ layers as its recipe leaves them, QAT layers of the bank."""
@@ -138,10 +125,10 @@ class Trainer:
         what = learned(graph, plan, config.qat_layers, int8, scales=settings.scales)
         model = lower(graph, config, plan, given, typed=self._typed(config), trainable=config.qat_layers)
         twin = Twin(model, what.names, what.tied)
-        lessons = Lessons(self._lesson.batches, self._answers, self._lesson.loss)
+        self._group.open(lambda: serialize(model), what.names, what.tied)
         scales = [*what.weight_scales, *what.data_scales]
         sampled = sampled_skips(twin, plan, int8, settings.seed) if skips else None
-        course = Course(twin, lessons, settings, what.units(graph, given), scales, sampled, self._group)
+        course = Course(twin, self._lessons, settings, what.units(graph, given), scales, sampled, self._group)
 
         def back() -> Prepared:
             values = twin.parameter_values()
@@ -190,10 +177,6 @@ class Trainer:
         self._states.move_to_end(family)
         while len(self._states) > KEPT:
             self._states.popitem(last=False)
-
-    def _ask(self, index: int) -> Answers:
-        targets = None if self._lesson.targets is None else self._lesson.targets[index]
-        return Answers.of(self._lesson.teacher(self._lesson.batches[index]), targets, self._group.device)
 
     def _plan(self, config: MixedPrecisionConfig) -> Plan:
         graph = self._quantizer.prepared(config.recipe).graph

@@ -39,6 +39,7 @@ def write_report(
         warnings(summary, best),
         _front(summary, trials, best),
         _layers(best, sensitivity),
+        _training_gains(summary),
         _sensitivity(best or next(iter(trials), None), sensitivity, kendall),
         _robustness(summary),
         _wall_time(summary, trials),
@@ -76,7 +77,10 @@ def _layers(best: Trial | None, sensitivity: pd.DataFrame | None) -> Markup:
     if best.evaluation is not None and best.evaluation.conversions is not None:
         facts += f" {best.evaluation.conversions} executed conversions between floats and codes."
     if config.training is not None:
-        facts += f" Trained for {config.training.steps} steps at a learning rate of {config.training.learning_rate:g}."
+        training = config.training
+        facts += f" Trained for {training.steps} steps at a learning rate of {training.learning_rate:g}"
+        facts += f", from a start of {training.bank} steps that all share" if training.bank else ""
+        facts += f", {best.evaluation.train_s:.0f} s." if best.evaluation is not None else "."
     chips = [join(_chip(scheme), f" {count} ") for scheme, count in config.counts().items()]
     rows = [_layer_row(row) for row in layer_table(best, sensitivity).to_dict("records")]
     numeric = ("time (µs)", "SQNR (dB)", "KL (nats)")
@@ -113,6 +117,32 @@ def _sensitivity(known: Trial | None, rows: pd.DataFrame | None, kendall: Mappin
         lines = [el("tr", el("td", name), el("td", number(value, 2), class_="n")) for name, value in kendall.items()]
         parts += [el("p", said), table(("measure", "τ"), lines, ("τ",))]
     return el("section", *parts)
+
+
+def _training_gains(summary: Summary) -> Markup:
+    """What each trained layer took away of the error, and what the network loses without its training."""
+    found = (summary.get("best") or {}).get("training_gains") or ()
+    if not found:
+        return Markup("")
+    error, drop = found[0]["error"], found[0]["drop"]
+    said = (
+        f"The network’s error (KL from FP32, else relative squared error) and drop with all of its trained layers: "
+        f"{number(error, 3)} and {number(drop, 3)}, on part of the search split. Each line: with that layer alone put "
+        "back to what its recipe left. A layer that gains nothing may as well stay untrained."
+    )
+    head = ("layer", "error without its training", "gained", "drop without its training")
+    lines = [
+        el(
+            "tr",
+            el("td", el("code", gain["layer"])),
+            *(
+                el("td", number(value, 3), class_="n")
+                for value in (gain["untrained"], gain["untrained"] - error, gain["untrained_drop"])
+            ),
+        )
+        for gain in found
+    ]
+    return el("section", el("h2", "What training gained"), el("p", said), table(head, lines, head[1:]))
 
 
 def _robustness(summary: Summary) -> Markup:

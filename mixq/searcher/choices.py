@@ -73,10 +73,11 @@ class Choices:
             schemes=schemes,
             rest=_rest(params[REST], self.rest),
             recipe=self.recipes[params[RECIPE]] if quantizes else (),
-            training=self._training(params) if trains else None,
+            training=self.training_of(params) if trains else None,
         )
 
-    def _training(self, params: Mapping[str, str]) -> Training:
+    def training_of(self, params: Mapping[str, str]) -> Training:
+        """The training that parameters stand for; of use where they train a layer."""
         for training in self.training:
             if str(training.steps) == params[STEPS] and repr(training.learning_rate) == params[RATE]:
                 return training

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mixq.config import LayerScheme, Precision, Stage
 from mixq.graph import Graph
-from mixq.searcher.choices import Choices, Params, Unit
+from mixq.searcher.choices import STEPS, Choices, Params, Unit
 from mixq.searcher.cost import CostModel, Profiles
 from mixq.searcher.planner import Planner
-from mixq.searcher.solve import Errors, Prices
+from mixq.searcher.solve import QAT, Errors, Prices
 from mixq.searcher.space import Objective
 from mixq.sensitivity import Sensitivity
 
 # What a layer costs against FP32: the arithmetic limits of VNNI and AVX512-BF16, and the bytes of a weight.
 WORK = {Precision.FP32: 1.0, Precision.FP16: 1.0, Precision.BF16: 0.5, Precision.INT8: 0.25}
 BYTES = {Precision.FP32: 1.0, Precision.FP16: 0.5, Precision.BF16: 0.5, Precision.INT8: 0.25}
+TRAINING = 0.02
 SMALLEST_ERROR = 1e-9
 
 
@@ -40,6 +42,7 @@ class Guide:
         profiles: Profiles | None = None,
     ) -> None:
         """`profiles`: the layers' times, by default as their multiply-accumulates."""
+        self._choices = choices
         self._units = {unit.name: unit for unit in choices.units}
         self._relative = BYTES if objective == "size" else WORK
         self._fp32 = {unit.name: _fp32_cost(unit, graph, objective) for unit in choices.units}
@@ -50,12 +53,15 @@ class Guide:
 
     def error(self, unit: Unit, scheme: str) -> float:
         """Predicted error of a unit in a scheme: the sum over its layers (errors of layers nearly add)."""
-        known = self._errors.get(scheme.removesuffix("-qat"), {})
+        known = self._errors.get(scheme.removesuffix(QAT), {})
         total = sum(known.get(layer, 0.0) for layer in unit.layers)
-        return total / 2 if scheme.endswith("-qat") else total
+        return self.planner.errors.trained * total if scheme.endswith(QAT) else total
 
     def cost(self, unit: Unit, scheme: str) -> float:
-        return self._fp32[unit.name] * self._relative[LayerScheme.parse(scheme).precision]
+        """Work or bytes; training counts as a little, so that a layer is trained for a reason and trained no longer
+        without one."""
+        training = TRAINING if scheme.endswith(QAT) else 0.0
+        return self._fp32[unit.name] * (self._relative[LayerScheme.parse(scheme).precision] + training)
 
     def _bytes(self) -> Prices:
         """What a configuration's weights take, ÷ FP32's."""
@@ -78,7 +84,14 @@ class Guide:
                     found.append(Move(name, scheme, saved / max(-removed, SMALLEST_ERROR) ** 0.5))
                 elif not faster and removed > 0:
                     found.append(Move(name, scheme, removed / max(-saved, 1.0) ** 0.5))
-        return found
+        return found if faster else [*found, *self._longer_training(params, found)]
+
+    def _longer_training(self, params: Params, others: Sequence[Move]) -> list[Move]:
+        """More steps, which go on from those that were made: as probable as all other moves of trained layers."""
+        steps = self._choices.categories().get(STEPS, [])
+        more = [value for value in steps if int(value) > int(params[STEPS])]
+        weight = sum(move.weight for move in others if params[move.name].endswith(QAT))
+        return [Move(STEPS, min(more, key=int), weight)] if more and weight > 0 else []
 
 
 def _by_work(graph: Graph) -> Profiles:

@@ -7,17 +7,19 @@ Russo et al. 2018), so that proposals differ where something is still to be lear
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from optuna.trial import FrozenTrial
 
+from mixq.config import Training
 from mixq.searcher.choices import RATE, RECIPE, STEPS, Choices, Params
 from mixq.searcher.cost import CostModel, Observation
-from mixq.searcher.solve import Errors, Prices, cheapest_within
+from mixq.searcher.solve import SMALLEST_CHARGE, Errors, Prices, cheapest_within
 from mixq.searcher.study import EVALUATION, GLIMPSE, is_feasible
 
 SPREAD = 0.3  # of the logarithm of the error that is aimed at
+SHARES = tuple(np.geomspace(0.02, 2.0, 21).tolist())  # of a layer's error, that training may leave
 STEP_DOWN = 4.0  # below the least error that failed, where nothing with an error passed yet
 
 
@@ -25,10 +27,14 @@ STEP_DOWN = 4.0  # below the least error that failed, where nothing with an erro
 class Tried:
     """What a trial says: predicted and measured error (None: not known), and whether it passed."""
 
-    recipe: str
+    params: Params
     predicted: float
     measured: float | None
     passed: bool
+
+    @property
+    def recipe(self) -> str:
+        return self.params[RECIPE]
 
 
 class Planner:
@@ -36,7 +42,7 @@ class Planner:
 
     def __init__(self, choices: Choices, cost: CostModel, errors: Errors, prices: Prices | None = None) -> None:
         """`prices`: of an objective that is known exactly, such as size; else those of `cost`, as trials teach it."""
-        self._choices, self._cost, self._errors = choices, cost, errors
+        self._choices, self._cost, self.errors = choices, cost, errors
         self._prices = prices
         self._seen: set[int] = set()
         self._observations: list[Observation] = []
@@ -47,6 +53,7 @@ class Planner:
         for trial in trials:
             if trial.number not in self._seen:
                 self._look_at(trial)
+        self._learn_training()
         recipe = self._best_recipe(rng)
         factor = self._factor(recipe)
         limit = self._limit() * float(np.exp(SPREAD * rng.standard_normal())) / factor
@@ -58,7 +65,7 @@ class Planner:
             lambda a, b: self._cost.term("border", a, b),
             self._cost.crossings,
         )
-        return cheapest_within(self._choices, prices, self._errors, limit, self._fixed(recipe))
+        return cheapest_within(self._choices, prices, self.errors, limit, self._fixed(recipe))
 
     def _look_at(self, trial: FrozenTrial) -> None:
         found = trial.user_attrs.get(EVALUATION) or trial.user_attrs.get(GLIMPSE)
@@ -73,16 +80,35 @@ class Planner:
         if EVALUATION in trial.user_attrs or not is_feasible(trial):
             self._tried.append(
                 Tried(
-                    params[RECIPE],
-                    self._errors.error(params),
+                    params,
+                    self.errors.error(params),
                     measured,
                     EVALUATION in trial.user_attrs and is_feasible(trial),
                 )
             )
 
+    def _learn_training(self) -> None:
+        """What training leaves of a layer's error, as the trials that trained layers tell it."""
+        trained = [t for t in self._tried if t.measured and self.errors.trains(t.params)]
+        if not trained:
+            return
+        wanted = [np.log(t.measured / self._factor(t.recipe)) for t in trained if t.measured]
+
+        def misfit(share: float) -> float:
+            self.errors.trained = share
+            found = [np.log(max(self.errors.error(t.params), SMALLEST_CHARGE)) for t in trained]
+            return float(np.abs(np.subtract(found, wanted)).sum())
+
+        self.errors.trained = min(SHARES, key=misfit)
+        self._tried = [replace(t, predicted=self.errors.error(t.params)) for t in self._tried]
+
     def _factor(self, recipe: str) -> float:
-        """Measured ÷ predicted errors of a recipe, the median; of all recipes where it has none."""
-        ratios = [(t.recipe, t.measured / t.predicted) for t in self._tried if t.measured and t.predicted > 0]
+        """Measured ÷ predicted errors of a recipe without training, the median; of all recipes where it has none."""
+        ratios = [
+            (t.recipe, t.measured / t.predicted)
+            for t in self._tried
+            if t.measured and t.predicted > 0 and not self.errors.trains(t.params)
+        ]
         own = [ratio for name, ratio in ratios if name == recipe] or [ratio for _, ratio in ratios]
         return float(np.median(own)) if own else 1.0
 
@@ -106,9 +132,18 @@ class Planner:
             return min(beyond) / STEP_DOWN
         return float(np.sqrt(passed * (min(above) if above else max(beyond))))
 
+    def _best_training(self) -> Training:
+        """That of the least errors, relative to what was predicted, among those that were tried; else the first."""
+        found: dict[Training, list[float]] = {}
+        for tried in self._tried:
+            if tried.measured and tried.predicted > 0 and self.errors.trains(tried.params):
+                training = self._choices.training_of(tried.params)
+                found.setdefault(training, []).append(tried.measured / tried.predicted)
+        return min(found, key=lambda training: float(np.median(found[training])), default=self._choices.training[0])
+
     def _fixed(self, recipe: str) -> Params:
         fixed = {RECIPE: recipe}
         if self._choices.training:
-            first = self._choices.training[0]
-            fixed |= {STEPS: str(first.steps), RATE: repr(first.learning_rate)}
+            best = self._best_training()
+            fixed |= {STEPS: str(best.steps), RATE: repr(best.learning_rate)}
         return fixed

@@ -14,10 +14,12 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from mixq.config import Stage
 from mixq.deltas import Interactions
 from mixq.searcher.choices import REST, Choices, Params, Unit
 from mixq.searcher.cost import precision
 
+QAT = f"-{Stage.QAT}"  # what the name of a scheme with training ends in
 SECONDS = 2.0  # for a solution at most
 ROUNDS = 4
 CLOSE = 0.9  # of the limit: a solution's error need not come nearer
@@ -40,7 +42,12 @@ class Prices:
 
 
 class Errors:
-    """Predicted errors of configurations, from the interactions of layers."""
+    """Predicted errors of configurations, from the interactions of layers.
+
+    trained: what training leaves of a layer's error.
+    """
+
+    trained: float = TRAINED
 
     def __init__(self, choices: Choices, interactions: Interactions) -> None:
         self._interactions = interactions
@@ -66,16 +73,24 @@ class Errors:
             found[key] = found.get(key, 0.0) + max(float(pull), 0.1 * float(own), SMALLEST_CHARGE)
         return found
 
+    def charge(self, charges: Mapping[tuple[str, str], float], unit: str, scheme: str) -> float:
+        """What a unit is charged for a scheme, by `charges`."""
+        trained = self.trained if scheme.endswith(QAT) else 1.0
+        return trained * charges.get((unit, scheme.removesuffix(QAT)), 0.0)
+
+    def trains(self, params: Params) -> bool:
+        """Whether a layer is trained."""
+        return any(params[unit].endswith(QAT) for unit in set(self._unit_of.values()))
+
     def _weights(self, params: Params) -> np.ndarray:
-        found = [_share(params[self._unit_of[layer]], scheme) for layer, scheme in self._interactions.keys]
+        found = [self._share(params[self._unit_of[layer]], scheme) for layer, scheme in self._interactions.keys]
         return np.array(found, np.float64)
 
-
-def _share(chosen: str, analyzed: str) -> float:
-    """Of the delta of a layer in the scheme `analyzed`, what it has in the one that was chosen."""
-    if chosen == analyzed:
-        return 1.0
-    return TRAINED**0.5 if chosen == f"{analyzed}-qat" else 0.0
+    def _share(self, chosen: str, analyzed: str) -> float:
+        """Of the delta of a layer in the scheme `analyzed`, what it has in the one that was chosen."""
+        if chosen == analyzed:
+            return 1.0
+        return float(self.trained**0.5) if chosen == f"{analyzed}{QAT}" else 0.0
 
 
 def cheapest_within(choices: Choices, prices: Prices, errors: Errors, limit: float, fixed: Params) -> Params:
@@ -87,7 +102,7 @@ def cheapest_within(choices: Choices, prices: Prices, errors: Errors, limit: flo
     allowed = limit
     found: Params | None = None
     for _ in range(ROUNDS):
-        solved = _solved(choices, prices, charges, allowed, fixed)
+        solved = _solved(choices, prices, errors, charges, allowed, fixed)
         if solved is None:
             break
         error = errors.error(solved)
@@ -103,16 +118,11 @@ def cheapest_within(choices: Choices, prices: Prices, errors: Errors, limit: flo
     if found is not None:
         return found
     rest = min((kind.value for kind in choices.rest), key=prices.rest)
-    return {**fixed, **{unit.name: _safest(unit, charges) for unit in choices.units}, REST: rest}
+    return {**fixed, **{unit.name: _safest(unit, charges, errors) for unit in choices.units}, REST: rest}
 
 
-def _safest(unit: Unit, charges: Mapping[tuple[str, str], float]) -> str:
-    return min(map(str, unit.schemes), key=lambda s: _charge(charges, unit.name, s))
-
-
-def _charge(charges: Mapping[tuple[str, str], float], unit: str, scheme: str) -> float:
-    trained = TRAINED if scheme.endswith("-qat") else 1.0
-    return trained * charges.get((unit, scheme.removesuffix("-qat")), 0.0)
+def _safest(unit: Unit, charges: Mapping[tuple[str, str], float], errors: Errors) -> str:
+    return min(map(str, unit.schemes), key=lambda scheme: errors.charge(charges, unit.name, scheme))
 
 
 @dataclass
@@ -151,7 +161,12 @@ class _Program:
 
 
 def _solved(
-    choices: Choices, prices: Prices, charges: Mapping[tuple[str, str], float], allowed: float, fixed: Params
+    choices: Choices,
+    prices: Prices,
+    errors: Errors,
+    charges: Mapping[tuple[str, str], float],
+    allowed: float,
+    fixed: Params,
 ) -> Params | None:
     program = _Program()
     chosen: dict[tuple[str, str], int] = {}
@@ -160,7 +175,7 @@ def _solved(
     for unit in choices.units:
         for scheme in map(str, unit.schemes):
             kind = precision(scheme)
-            number = program.variable(prices.unit(unit, kind) + tie * scheme.endswith("-qat"), integral=True)
+            number = program.variable(prices.unit(unit, kind) + tie * scheme.endswith(QAT), integral=True)
             chosen[unit.name, scheme] = number
             kinds.setdefault(unit.name, {}).setdefault(kind, []).append(number)
         program.constrain({chosen[unit.name, str(scheme)]: 1.0 for scheme in unit.schemes}, 1, 1)
@@ -169,7 +184,7 @@ def _solved(
     for (writer, reader), share in prices.crossings.items():
         _cross(program, kinds[writer], kinds[reader], share, prices)
     if np.isfinite(allowed):
-        row = {number: _charge(charges, *key) for key, number in chosen.items()}
+        row = {number: errors.charge(charges, *key) for key, number in chosen.items()}
         unit_of_measure = max(*row.values(), allowed, SMALLEST_CHARGE)  # HiGHS works with absolute tolerances
         program.constrain({n: v / unit_of_measure for n, v in row.items() if v > 0}, -np.inf, allowed / unit_of_measure)
     values = program.solve()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import optuna
@@ -38,6 +38,7 @@ IDENTITY, SENSITIVITY, CONFIG, CONFIG_ID, EVALUATION, GLIMPSE, ORIGIN, REASON, S
     )
 )
 HOLDOUT = "mixq:holdout"
+GAINS = "mixq:gains"
 LOCK_SECONDS = 60
 PRIMARY_CODE = 0xFF  # of an SQLite error; the higher bits tell its kind
 # Optuna knows what to do about a lock that is held or a query that is too long, but not about these.
@@ -125,6 +126,16 @@ def load_holdout(study: Study, config_id: str) -> dict[str, Any] | None:
 
 def store_holdout(study: Study, config_id: str, found: Mapping[str, Any]) -> None:
     study.set_user_attr(f"{HOLDOUT}:{config_id}", dict(found))
+
+
+def load_gains(study: Study, config_id: str) -> list[dict[str, Any]] | None:
+    """What training gained in each layer of a configuration; None where it was not measured yet."""
+    found: list[dict[str, Any]] | None = study.user_attrs.get(f"{GAINS}:{config_id}")
+    return found
+
+
+def store_gains(study: Study, config_id: str, found: Sequence[Mapping[str, Any]]) -> None:
+    study.set_user_attr(f"{GAINS}:{config_id}", [dict(gain) for gain in found])
 
 
 def store_trial(trial: optuna.Trial, config: MixedPrecisionConfig, origin: str) -> None:

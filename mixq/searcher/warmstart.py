@@ -29,11 +29,13 @@ def uniform_starts(choices: Choices) -> list[Start]:
 def analyzed_starts(choices: Choices, sensitivity: Sensitivity, *, recipes_first: bool) -> list[Start]:
     """What is not among the uniform starts: ladders and, before or after them, INT8 by the space's other recipes.
 
-    Better recipes make INT8 no faster: they come first where the first one loses too much.
+    Better recipes make INT8 no faster: they come first where the first one loses too much. What trains
+    comes last, since it costs most: all layers, then the k most sensitive ones.
     """
     uniform = {choices.config(params).id for _, params in _uniform(choices)}
-    parts = (_recipes(choices), _ladders(choices, sensitivity))
-    found = _distinct(choices, chain(*(parts if recipes_first else reversed(parts))))
+    parts = (_recipes(choices), _ladders(choices, sensitivity, trained=False))
+    trained = (_trained(choices), _ladders(choices, sensitivity, trained=True))
+    found = _distinct(choices, chain(*(parts if recipes_first else reversed(parts)), *trained))
     return [(origin, params) for origin, params in found if choices.config(params).id not in uniform]
 
 
@@ -48,9 +50,17 @@ def _uniform(choices: Choices) -> Iterator[Start]:
     cheapest = _cheapest(choices)
     if FP32 in _schemes(choices):
         yield _uniform_start(choices, FP32, choices.rest[0])
-    for scheme in sorted(_schemes(choices), key=lambda s: (s != cheapest, s.stage is Stage.QAT, _promise(s))):
+    untrained = [scheme for scheme in _schemes(choices) if scheme.stage is not Stage.QAT or scheme == cheapest]
+    for scheme in sorted(untrained, key=lambda s: (s != cheapest, _promise(s))):
         for rest in choices.rest:
             yield _uniform_start(choices, scheme, rest)
+
+
+def _trained(choices: Choices) -> Iterator[Start]:
+    """All layers trained: as fast as without, so it is worth its time only where that loses too much."""
+    for scheme in _schemes(choices):
+        if scheme.stage is Stage.QAT and scheme != _cheapest(choices):
+            yield _uniform_start(choices, scheme, choices.rest[0])
 
 
 def _recipes(choices: Choices) -> Iterator[Start]:
@@ -64,10 +74,14 @@ def _uniform_start(choices: Choices, scheme: LayerScheme, rest: FloatPrecision) 
     return f"uniform {scheme}", _params(choices, assigned, rest.value)
 
 
-def _ladders(choices: Choices, sensitivity: Sensitivity) -> Iterator[Start]:
-    """All in the cheapest scheme but the k most sensitive units, k doubling; those in each other scheme in turn."""
+def _ladders(choices: Choices, sensitivity: Sensitivity, *, trained: bool) -> Iterator[Start]:
+    """All in the cheapest scheme but the k most sensitive units, k doubling; those in each other scheme in turn.
+
+    trained: those where the others are trained, or those where they are not.
+    """
     ranking, cheapest = _ranked_units(choices, sensitivity), _cheapest(choices)
-    spared = [scheme for scheme in _schemes(choices) if scheme != cheapest]
+    others = [scheme for scheme in _schemes(choices) if scheme != cheapest]
+    spared = [scheme for scheme in others if (scheme.stage is Stage.QAT) == trained]
     spared.sort(key=_promise)
     for scheme in spared:
         count = 1

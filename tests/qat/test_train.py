@@ -22,7 +22,7 @@ from mixq.graph import Graph, serialize
 from mixq.graph.lower import lower
 from mixq.graph.plan import make_plan
 from mixq.ptq import Material, Quantizer
-from mixq.qat import Lesson, Trainer
+from mixq.qat import Lessons, Trainer
 from mixq.runtimes import NAMES, get_runtime
 from mixq.task import Array, Inputs, Outputs
 from mixq.twin import Twin
@@ -190,8 +190,8 @@ def trainer_of(graph: Graph, inputs: Inputs, batches: Sequence[Inputs]) -> Train
     """Calibrated on `inputs`; trains on `batches`, with the graph itself as the teacher."""
     placement = get_runtime("onnxruntime").placement
     quantizer = Quantizer(graph, Material([inputs], ort_run, placement))
-    lesson = Lesson(batches, ort_run(serialize(graph.model)))
-    return Trainer(quantizer, placement, lesson, graph.layer_names, lambda _config: True)
+    lessons = Lessons(batches, ort_run(serialize(graph.model)))
+    return Trainer(quantizer, placement, lessons, graph.layer_names, lambda _config: True)
 
 
 def all_qat(graph: Graph, training: Training) -> MixedPrecisionConfig:
