@@ -85,8 +85,8 @@ class Glimpse:
     of_rows: int = 0
     drop: float | None = None
     drop_low: float | None = None
-    train_s: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    train_s: float | None = None
 
     def row(self) -> Row:
         """Flat, as that of an Evaluation; without what is not known yet."""

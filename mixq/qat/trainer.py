@@ -191,4 +191,7 @@ def _settings(config: MixedPrecisionConfig) -> Training:
 
 def _family(config: MixedPrecisionConfig) -> MixedPrecisionConfig:
     """The configuration with its number of steps left out: what a training can be gone on with for."""
-    return config.model_copy(update={"training": _settings(config).model_copy(update={"steps": 1})})
+    training = _settings(config).model_copy(update={"steps": 1})
+    return MixedPrecisionConfig(
+        model=config.model, schemes=config.schemes, rest=config.rest, recipe=config.recipe, training=training
+    )

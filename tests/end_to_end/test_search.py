@@ -77,9 +77,10 @@ def test_calibration_and_training_are_tried_in_one_space(searched: Searched) -> 
     stages = {name for trial in searched.result.trials for name in trial.config.counts()}
     assert {"fp32", "int8", "int8-qat"} <= stages
     assert {trial.state for trial in searched.result.trials} <= {"complete", "pruned"}
-    trained = [t for t in searched.result.trials if t.config.qat_layers and t.evaluation is not None]
+    trained = [trial for trial in searched.result.trials if trial.config.qat_layers]
     assert trained
-    assert all(t.evaluation is not None and t.evaluation.seconds["train"] > 0 for t in trained)
+    for trial in trained:  # what passes without is as fast: there is no reason to train
+        assert trial.state == "pruned" or trial.phases["train"] > 0
 
 
 def test_the_tables_have_a_row_each(searched: Searched) -> None:

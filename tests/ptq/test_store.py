@@ -1,4 +1,4 @@
-"""PreparedStore: what a step made comes back bit by bit; a torn file is made anew; owners share nothing."""
+"""What is kept of long steps: it comes back bit by bit; a torn file is made anew; owners share nothing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
+from mixq.array_store import ArrayStore
 from mixq.config import RecipeStep
-from mixq.ptq import Material, Prepared, PreparedStore, Quantizer, quantizer
+from mixq.ptq import Material, Prepared, Quantizer, quantizer
 from mixq.ptq.equalize import Equalize
 from mixq.runtimes import get_runtime
 from mixq.task import Array
@@ -31,7 +32,7 @@ Key = TypeVar("Key")
 def prepared(folder: Path, owner: str = "a model") -> Prepared:
     """By a process that has just begun."""
     found = Quantizer(residual(), MATERIAL)
-    found.store = PreparedStore(folder, owner)
+    found.store = ArrayStore(folder, owner)
     return found.prepared(RECIPE)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,68 +20,21 @@ from mixq.evaluator import Evaluator
 from mixq.graph import Graph, serialize
 from mixq.graph.lower import lower
 from mixq.graph.plan import make_plan
-from mixq.ptq import Material, Quantizer
-from mixq.qat import Lessons, Trainer
 from mixq.runtimes import NAMES, get_runtime
-from mixq.task import Array, Inputs, Outputs
+from mixq.task import Array, Inputs
 from mixq.twin import Twin
-from tests.helpers import CALIBRATE, Net, captured, images, ort_run, quantized, reference_run
-from tests.tiny import Tiny, TinyNetwork
+from tests.helpers import Net, captured, images, quantized, reference_run
+from tests.qat.networks import (
+    Uneven,
+    UnevenNetwork,
+    all_qat,
+    all_trained,
+    configuration,
+    trainer_of,
+    uneven,
+)
 
 STEPS = Training(steps=30, learning_rate=0.2)
-
-
-class UnevenNetwork(TinyNetwork):
-    """Channels that one scale for a whole tensor does not suit: the first layer's outputs grow from 1 to 100.
-
-    The second layer's weights shrink in the same way, so that every channel matters alike.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(16, 16)
-        factors = torch.logspace(0, 2, 16)
-        with torch.no_grad():
-            self.first.weight.mul_(factors[:, None, None, None])
-            self.first.get_parameter("bias").mul_(factors)
-            self.second.weight.div_(factors[:, None, None])
-
-
-class Uneven(Tiny):
-    """Its metric is how close the outputs are to FP32's: less the mean squared error."""
-
-    primary = "closeness"
-
-    def model(self) -> torch.nn.Module:
-        return UnevenNetwork().eval()
-
-    def training(self) -> Iterator[Inputs]:
-        for seed in range(8):
-            yield images(16, size=12, seed=100 + seed, name="image")
-
-    def batches(self, split: str) -> Iterator[tuple[Inputs, Array]]:
-        inputs = images(64, size=12, seed=7 if split == "search" else 8, name="image")
-        with torch.inference_mode():
-            yield inputs, UnevenNetwork()(torch.from_numpy(inputs["image"])).numpy()
-
-    def metrics(self, outputs: Outputs, targets: Array) -> Mapping[str, float]:
-        (scores,) = outputs.values()
-        return {"closeness": -float(np.mean((scores - targets) ** 2))}
-
-
-@cache
-def uneven(runtime: str = "openvino") -> Evaluator:
-    return Evaluator(Uneven(), get_runtime(runtime), latency_budget_s=0.0)
-
-
-def configuration(evaluator: Evaluator, training: Training | None, **layers: str) -> MixedPrecisionConfig:
-    """The layers named have the scheme given, all others are INT8."""
-    schemes = {name: LayerScheme.parse(layers.get(name, "int8")) for name in evaluator.graph.layer_names}
-    # Nothing but calibrated: bias correction alone mends most of what these small networks lose.
-    return MixedPrecisionConfig(model=evaluator.fingerprint, schemes=schemes, training=training, recipe=CALIBRATE)
-
-
-def all_trained(evaluator: Evaluator, training: Training = STEPS) -> MixedPrecisionConfig:
-    return configuration(evaluator, training, **dict.fromkeys(evaluator.graph.layer_names, "int8-qat"))
 
 
 def constants(candidate: Candidate) -> dict[str, Array]:
@@ -95,7 +47,7 @@ def constants(candidate: Candidate) -> dict[str, Array]:
 def test_training_beats_calibration_on_the_integer_kernels(runtime: str) -> None:
     evaluator = uneven(runtime)
     calibrated = evaluator.evaluate(evaluator.prepare(configuration(evaluator, None)))
-    candidate = evaluator.prepare(all_trained(evaluator))
+    candidate = evaluator.prepare(all_trained(evaluator, STEPS))
     trained = evaluator.evaluate(candidate)
     assert np.mean(candidate.losses[-5:]) < 0.6 * np.mean(candidate.losses[:5])
     assert trained.output_mse < 0.5 * calibrated.output_mse
@@ -182,21 +134,8 @@ def test_a_model_from_a_file_is_trained_too(tmp_path: Path) -> None:
     task.folder = tmp_path
     evaluator = Evaluator(task, get_runtime("onnxruntime"), latency_budget_s=0.0)
     calibrated = evaluator.evaluate(evaluator.prepare(configuration(evaluator, None)))
-    trained = evaluator.evaluate(evaluator.prepare(all_trained(evaluator)))
+    trained = evaluator.evaluate(evaluator.prepare(all_trained(evaluator, STEPS)))
     assert trained.output_mse < 0.5 * calibrated.output_mse
-
-
-def trainer_of(graph: Graph, inputs: Inputs, batches: Sequence[Inputs]) -> Trainer:
-    """Calibrated on `inputs`; trains on `batches`, with the graph itself as the teacher."""
-    placement = get_runtime("onnxruntime").placement
-    quantizer = Quantizer(graph, Material([inputs], ort_run, placement))
-    lessons = Lessons(batches, ort_run(serialize(graph.model)))
-    return Trainer(quantizer, placement, lessons, graph.layer_names, lambda _config: True)
-
-
-def all_qat(graph: Graph, training: Training) -> MixedPrecisionConfig:
-    schemes = dict.fromkeys(graph.layer_names, LayerScheme.parse("int8-qat"))
-    return MixedPrecisionConfig(model=graph.fingerprint, schemes=schemes, training=training, recipe=CALIBRATE)
 
 
 def trained_losses(graph: Graph, inputs: Inputs, batches: Sequence[Inputs], steps: int = 2) -> tuple[float, ...]:
@@ -304,7 +243,7 @@ def test_the_twin_computes_what_the_integer_kernels_do(runtime_name: str, kind: 
 def test_the_trained_network_is_the_exported_one(runtime_name: str) -> None:
     """Three layers: what the last step's weights give in the twin is what the file gives, within a step a layer."""
     evaluator = uneven(runtime_name)
-    candidate = evaluator.prepare(all_trained(evaluator))
+    candidate = evaluator.prepare(all_trained(evaluator, STEPS))
     twin = Twin(onnx_ir.from_proto(onnx.load_model_from_string(candidate.model)))
     batch = images(64, size=12, seed=7, name="image")
     with torch.inference_mode():

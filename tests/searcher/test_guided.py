@@ -93,3 +93,31 @@ def test_an_error_of_nothing_still_has_a_finite_weight() -> None:
     found = weights(space(precisions=["fp32", "bf16"]), dict.fromkeys(TOY.names, "fp32"), faster=True)
     assert all(0 < weight < math.inf for weight in found.values())
     assert found["layer0", "bf16"] == pytest.approx(found["layer1", "bf16"] * 5)
+
+
+TRAINING = {"steps": [5, 20, 80], "learning_rate": [0.1]}
+
+
+def trained_moves(params: dict[str, str], faster: bool) -> dict[tuple[str, str], float]:
+    wanted = space(precisions=["fp32", "int8"], stages=["ptq", "qat"], training=TRAINING)
+    return weights(wanted, {**params, "qat.steps": "5"}, faster)
+
+
+def test_layers_are_trained_where_too_much_is_lost_the_most_sensitive_first() -> None:
+    found = trained_moves(dict.fromkeys(TOY.names, "int8"), faster=False)
+    trained = {name: found[name, "int8-qat"] for name in TOY.names}
+    assert trained["layer2"] > trained["layer0"] > trained["layer1"]
+    # It costs a layer's speed nothing, so it is worth more than to leave INT8.
+    assert all(found[name, "int8-qat"] > found[name, "fp32"] for name in ("layer0", "layer1"))
+
+
+def test_layers_are_trained_no_longer_where_less_is_lost_than_may_be() -> None:
+    found = trained_moves(dict.fromkeys(TOY.names, "int8-qat"), faster=True)
+    assert {(name, "int8") for name in TOY.names} == set(found)
+
+
+def test_what_is_trained_and_loses_too_much_may_be_trained_longer() -> None:
+    found = trained_moves(dict.fromkeys(TOY.names, "int8-qat"), faster=False)
+    assert ("qat.steps", "20") in found
+    assert ("qat.steps", "80") not in found
+    assert not any(name == "qat.steps" for name, _ in trained_moves(dict.fromkeys(TOY.names, "int8"), faster=False))

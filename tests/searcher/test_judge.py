@@ -80,3 +80,25 @@ def test_a_drop_counts_where_its_lower_bound_is_beyond() -> None:
 def test_uniform_configurations_have_no_judge() -> None:
     assert judge_for("uniform int8", space(), ()) is None
     assert judge_for("ladder 2 bf16", space(), ()) is not None
+
+
+def said_of_training(seen: Glimpse, *rivals: Trial, **limits: Any) -> str | None:
+    wanted = space(objectives=["latency"], constraints={"max_drop": 0.01, **limits})
+    judge = judge_for("uniform int8-qat", wanted, rivals, trains=True)
+    assert judge is not None  # also for what is uniform: it costs too much to be a mere yardstick
+    return judge(seen)
+
+
+def test_what_is_only_as_fast_as_what_passes_is_not_worth_training() -> None:
+    assert said_of_training(SEEN, rival(2.05, 1.0)) is not None
+    assert said(SEEN, rival(2.05, 2.0), objectives=("latency",)) is None
+    assert said_of_training(SEEN, rival(2.05, 1.0, beyond=0.001)) is None  # it does not pass
+    assert said_of_training(SEEN, rival(1.8, 1.0)) is None  # faster than what passes
+
+
+def test_a_training_beyond_its_seconds_is_not_gone_on_with() -> None:
+    long = replace(SEEN, train_s=31.0)
+    found = said_of_training(long, max_train_seconds=30)
+    assert found == "its training takes 31 s; allowed are 30"
+    assert said_of_training(replace(SEEN, train_s=29.0), max_train_seconds=30) is None
+    assert said_of_training(SEEN, max_train_seconds=30) is None

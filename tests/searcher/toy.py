@@ -146,7 +146,12 @@ class ToyEvaluator(Evaluator):
         self.toy, self.failing, self.judged = toy, failing, False
         self.seen: list[MixedPrecisionConfig] = []
 
-    def prepare(self, config: MixedPrecisionConfig, progress: Callable[[str], None] | None = None) -> Candidate:
+    def prepare(
+        self,
+        config: MixedPrecisionConfig,
+        progress: Callable[[str], None] | None = None,
+        judge: Judge | None = None,
+    ) -> Candidate:
         self.seen.append(config)
         self.failing(config)
         return Candidate(config, config.id.encode(), {})
