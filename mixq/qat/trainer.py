@@ -101,7 +101,7 @@ class Trainer:
     def _train(self, config: MixedPrecisionConfig, progress: Progress | None, look: Look | None) -> Trained:
         settings, family = _settings(config), _family(config)
         steps, steady = settings.steps, steady_steps(settings.steps)
-        course, back = self._course(config, self.start(config, progress), settings)
+        course, back = self.course(config, self.start(config, progress), settings)
         known, spent = self._known_state(family), 0.0
         if known is not None and known.step <= steady:
             course.resume(known)
@@ -116,7 +116,7 @@ class Trainer:
                 look(Standing(spent * steps / until, until == steady, back))
         return Trained(back(), tuple(course.state.losses), spent)
 
-    def _course(
+    def course(
         self, config: MixedPrecisionConfig, start: Prepared, settings: Training, skips: bool = False
     ) -> tuple[Course, Callable[[], Prepared]]:
         """The course of a configuration's QAT layers from `start`, and a way to see what it has made of it."""
@@ -151,7 +151,7 @@ class Trainer:
 
         def train() -> Trained:
             began = time.perf_counter()
-            course, back = self._course(whole, self._quantizer.prepared(config.recipe), wanted, skips=True)
+            course, back = self.course(whole, self._quantizer.prepared(config.recipe), wanted, skips=True)
             self._advance(course, wanted, wanted.steps, progress, "shared start")
             return Trained(back(), tuple(course.state.losses), time.perf_counter() - began)
 

@@ -37,7 +37,7 @@ class TrainingSpace(_Part):
     """Choices for quantization-aware training; `seed`, `bank` and `scales` are one for all, as in config.Training."""
 
     steps: tuple[int, ...] = Field(default=(100,), min_length=1)
-    learning_rate: tuple[float, ...] = Field(default=(0.2,), min_length=1)
+    learning_rate: tuple[float, ...] = Field(default=(0.1,), min_length=1)
     seed: int = Field(default=0, ge=0)
     bank: int = Field(default=0, ge=0)
     scales: bool = True

