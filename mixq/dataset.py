@@ -39,6 +39,10 @@ class TrainingData:
     batches: tuple[Inputs, ...]
     targets: tuple[Array, ...] | None = None
 
+    def fingerprint(self) -> str:
+        """16 digits of the SHA-256 of all of it."""
+        return _digest((*self.batches, *({"targets": target} for target in self.targets or ())))
+
 
 class TaskData:
     """What a Task yields, each part read at most once. Raises InputError that names the method at fault."""

@@ -71,10 +71,12 @@ class Evaluator:
     @cached_property
     def lessons(self) -> Lessons:
         """What training learns from."""
-        from mixq.qat import Lessons, loss_of
+        from mixq.qat import Lessons, loss_of, loss_source
 
-        data = self.data.training
-        return Lessons(data.batches, self._teacher, data.targets, loss_of(self.task))
+        data, task = self.data.training, self.task
+        return Lessons(
+            data.batches, self._teacher, data.targets, loss_of(task), lambda: data.fingerprint() + loss_source(task)
+        )
 
     def keep_in(self, store: ArrayStore) -> None:
         """Let long recipe steps and trainings be kept in a store, and taken from it."""

@@ -136,3 +136,13 @@ def test_nan_is_refused() -> None:
 def test_parameters_that_cannot_be_are_refused(scale: Array, zero_point: Array, axis: int | None, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         QParams(scale, zero_point, axis)
+
+
+@given(arrays, wide)
+def test_rounded_is_the_values_of_the_codes(x: Array, ends: list[float]) -> None:
+    qparams = affine.asymmetric(*ends)
+    scale, zero_point = qparams.scale, np.float32(qparams.zero_point)
+    expected = affine.values(affine.codes(x, scale, zero_point, U8), zero_point=zero_point, scale=scale)
+    np.testing.assert_array_equal(affine.rounded(x, scale, zero_point, U8), expected)
+    tensor = affine.rounded(torch.from_numpy(x), torch.from_numpy(scale), float(zero_point), U8, xp=torch)
+    np.testing.assert_array_equal(tensor.numpy(), expected)

@@ -23,9 +23,9 @@ from mixq.evaluator import Evaluator
 from mixq.runtimes import get_runtime
 from mixq.task import Inputs
 
-TRAINING = Training(steps=900, learning_rate=0.2)
+TRAINING = Training(steps=900, learning_rate=0.1)
 BATCH = 25
-COPIES = 4
+COPIES = 1
 
 Recipe = tuple[RecipeStep, ...]
 BIAS_CORRECTION = RecipeStep(name="bias_correction")

@@ -16,6 +16,7 @@ from mixq.ptq import Prepared
 from mixq.task import Array
 
 SCALE_RATE = 3.0
+MIDDLING = 32  # code of an activation
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Learned:
     def names(self) -> list[str]:
         return [*self.values, *self.weight_scales, *self.data_scales]
 
-    def units(self, graph: Graph, parameters: Parameters) -> dict[str, float]:
+    def units(self, graph: Graph, plan: Plan, parameters: Parameters) -> dict[str, float]:
         """By name, how far one step of training with the learning rate 1 is to move its numbers.
 
         A weight moves by its quantization step, so that one learning rate suits networks that lose little, whose steps
@@ -47,10 +48,10 @@ class Learned:
             for layer in dict.fromkeys(layer for layer, _ in self.values.values())
         }
         middle = math.exp(sum(map(math.log, grains.values())) / len(grains))
-        found = {
-            name: grains[layer] * _size(_start(graph, parameters, layer, index))
-            for name, (layer, index) in self.values.items()
-        }
+        found = {}
+        for name, (layer, index) in self.values.items():
+            own = _size(_start(graph, parameters, layer, 1))
+            found[name] = grains[layer] * (own if index == 1 else _output_size(graph, plan, parameters, layer))
         for name, layer in self.weight_scales.items():
             found[name] = SCALE_RATE * grains[layer] * _size(parameters.weights[layer].scale)
         for name, group in self.data_scales.items():
@@ -108,6 +109,13 @@ def merged(
             **{key: value for key, value in trained.values.items() if key[0] in layers},
         },
     )
+
+
+def _output_size(graph: Graph, plan: Plan, parameters: Parameters, layer: str) -> float:
+    """About what a layer's outputs are: its weights times a middling input, from the scale of its codes."""
+    weight = _start(graph, parameters, layer, 1)
+    inputs = weight.size / weight.shape[graph.by_name[layer].channel_axis]
+    return math.sqrt(inputs) * _size(weight) * MIDDLING * float(parameters.activations[plan.inputs[layer]].scale)
 
 
 def _start(graph: Graph, parameters: Parameters, layer: str, index: int) -> Array:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,10 +47,15 @@ class Lessons:
     """What is learned from: batches, the FP32 model's answers to each, asked for once, and the loss."""
 
     def __init__(
-        self, batches: Sequence[Inputs], teacher: Run, targets: Sequence[Any] | None = None, loss: Loss | None = None
+        self,
+        batches: Sequence[Inputs],
+        teacher: Run,
+        targets: Sequence[Any] | None = None,
+        loss: Loss | None = None,
+        identity: Callable[[], str] = str,
     ) -> None:
-        """`loss`: by default `distance`."""
-        self.batches, self.loss = batches, loss or distance
+        """`loss`: by default `distance`; identity: what tells these lessons from others, where results are kept."""
+        self.batches, self.loss, self.identity = batches, loss or distance, cache(identity)
         self._teacher, self._targets = teacher, targets
         self._known: dict[int, Answers] = {}
 
@@ -66,6 +73,17 @@ def distance(outputs: Tensors, answers: Answers) -> torch.Tensor:
         torch.mean((outputs[name] - wanted) ** 2) / answers.spreads[name] for name, wanted in answers.outputs.items()
     ]
     return torch.stack(losses).mean()
+
+
+def loss_source(task: Task) -> str:
+    """The lines of the Task's own loss, its name where they cannot be had; "" where it has none."""
+    own = type(task).loss
+    if own is Task.loss:
+        return ""
+    try:
+        return inspect.getsource(own)
+    except (OSError, TypeError):
+        return own.__qualname__
 
 
 def loss_of(task: Task) -> Loss:

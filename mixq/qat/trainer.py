@@ -92,10 +92,11 @@ class Trainer:
         key = f"{kind} {config.id}"
         if key not in self._finished:
             start, store = self._quantizer.prepared(config.recipe), self._quantizer.store
-            known = load_trained(store, key, start)
+            stored = self._stored(key)
+            known = load_trained(store, stored, start)
             self._finished[key] = known or train()
             if known is None:
-                save_trained(store, key, self._finished[key], start)
+                save_trained(store, stored, self._finished[key], start)
         return self._finished[key]
 
     def _train(self, config: MixedPrecisionConfig, progress: Progress | None, look: Look | None) -> Trained:
@@ -128,7 +129,7 @@ class Trainer:
         self._group.open(lambda: serialize(model), what.names, what.tied)
         scales = [*what.weight_scales, *what.data_scales]
         sampled = sampled_skips(twin, plan, int8, settings.seed) if skips else None
-        course = Course(twin, self._lessons, settings, what.units(graph, given), scales, sampled, self._group)
+        course = Course(twin, self._lessons, settings, what.units(graph, plan, given), scales, sampled, self._group)
 
         def back() -> Prepared:
             values = twin.parameter_values()
@@ -168,11 +169,15 @@ class Trainer:
                 if progress is not None:
                     progress(f"{doing} step {course.step}/{settings.steps}, loss {loss:.2e}")
 
+    def _stored(self, key: str) -> str:
+        """`key`, and what else a training depends on: data and loss, which a configuration does not know."""
+        return key if self._quantizer.store is None else f"{key} {self._lessons.identity()}"
+
     def _known_state(self, family: MixedPrecisionConfig) -> State | None:
-        return self._states.get(family) or load_state(self._quantizer.store, f"state {family.id}")
+        return self._states.get(family) or load_state(self._quantizer.store, self._stored(f"state {family.id}"))
 
     def _keep(self, family: MixedPrecisionConfig, state: State) -> None:
-        save_state(self._quantizer.store, f"state {family.id}", state)
+        save_state(self._quantizer.store, self._stored(f"state {family.id}"), state)
         self._states[family] = state
         self._states.move_to_end(family)
         while len(self._states) > KEPT:

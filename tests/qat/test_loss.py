@@ -128,6 +128,19 @@ def test_the_teacher_is_asked_once_a_batch() -> None:
     assert asked == [3, 4]
 
 
+def test_what_was_learned_is_known_by_data_and_loss() -> None:
+    def identity(task: Uneven) -> str:
+        return Evaluator(task, get_runtime("openvino")).lessons.identity()
+
+    class OtherLoss(WithTargets):
+        def loss(self, outputs: Mapping[str, Any], teacher: Mapping[str, Any], targets: Any) -> Any:
+            return 2 * super().loss(outputs, teacher, targets)
+
+    found = [identity(task) for task in (Uneven(), WithTargets(), WithTargets(), OtherLoss())]
+    assert found[1] == found[2]
+    assert len(set(found)) == 3
+
+
 def test_without_a_loss_of_its_own_a_task_is_distilled() -> None:
     assert loss_of(Uneven()) is distance
     assert loss_of(WithTargets()) is not distance

@@ -134,3 +134,53 @@ def test_quantized_convolution_agrees_with_the_reference_evaluator() -> None:
     ]
     model = model_of(nodes, (2, 4, 8, 8), initializers)
     assert_like_reference(model, {"x": 2 * normal(2, 4, 8, 8)})
+
+
+def test_a_pair_is_one_step_and_can_be_skipped() -> None:
+    twin = Twin(ir.from_proto(layer_between_pairs()), ["x_scale"])
+    assert twin.pairs == {"x_dequantize", "y_dequantize"}
+    x = torch.from_numpy(normal(2, 4))
+    whole, free = twin({"x": x})["out"], twin({"x": x}, twin.pairs)["out"]
+    assert not torch.equal(whole, free)
+    torch.testing.assert_close(free, 2 * x)
+    torch.testing.assert_close(twin({"x": x}, {"y_dequantize"})["out"], 2 * (torch.round(x / 0.1) * 0.1))
+
+
+def test_codes_that_something_else_reads_stay_two_steps() -> None:
+    twin = Twin(ir.from_proto(layer_between_pairs(codes_out=True)))
+    assert twin.pairs == {"x_dequantize"}
+    assert set(twin({"x": torch.from_numpy(normal(2, 4))})) == {"out", "y_codes"}
+
+
+def test_tied_scales_are_one_parameter() -> None:
+    twin = Twin(ir.from_proto(layer_between_pairs()), ["x_scale"], {"y_scale": "x_scale"})
+    x = torch.from_numpy(normal(2, 4))
+    expected = torch.round(2 * torch.round(x / 0.1) * 0.1 / 0.1) * 0.1
+    torch.testing.assert_close(twin({"x": x})["out"], expected)
+    assert list(twin.trainable_parameters()) == ["x_scale"]
+
+
+def layer_between_pairs(codes_out: bool = False) -> onnx.ModelProto:
+    """x → pair → + itself → pair → out; with `codes_out` the second pair's codes are an output too."""
+
+    def pair(name: str, source: str, target: str) -> list[onnx.NodeProto]:
+        parts = [f"{name}_scale", f"{name}_zero"]
+        return [
+            onnx.helper.make_node("QuantizeLinear", [source, *parts], [f"{name}_codes"], name=f"{name}_quantize"),
+            onnx.helper.make_node("DequantizeLinear", [f"{name}_codes", *parts], [target], name=f"{name}_dequantize"),
+        ]
+
+    nodes = [*pair("x", "x", "a"), onnx.helper.make_node("Add", ["a", "a"], ["b"], name="add"), *pair("y", "b", "out")]
+    known: dict[str, Array] = {"x_zero": np.array(0, np.int8), "y_zero": np.array(0, np.int8)}
+    known |= {"x_scale": np.array(0.1, np.float32), "y_scale": np.array(0.3, np.float32)}
+    outputs = [onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, None)]
+    if codes_out:
+        outputs.append(onnx.helper.make_tensor_value_info("y_codes", onnx.TensorProto.INT8, None))
+    graph = onnx.helper.make_graph(
+        nodes,
+        "pairs",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (2, 4))],
+        outputs,
+        [numpy_helper.from_array(array, name) for name, array in known.items()],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)

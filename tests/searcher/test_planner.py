@@ -1,0 +1,68 @@
+"""Planner: what training leaves of a layer's error is learned from the trials that trained layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import optuna
+import pytest
+
+from mixq.config import Stage
+from mixq.searcher.choices import Params
+from mixq.searcher.guided import Guide
+from mixq.searcher.samplers import distributions
+from mixq.searcher.study import EVALUATION
+from tests.searcher.toy import Toy, choices_of, space
+
+TOY = Toy(work=(1.0,) * 5, errors=(3e-3, 4e-3, 1e-3, 5e-3, 2e-3))
+WANTED = space(precisions=["fp32", "int8"], stages=["ptq", "qat"], training={"steps": [5, 20], "learning_rate": [0.1]})
+CHOICES = choices_of(TOY, WANTED)
+
+
+def params(schemes: dict[str, str], steps: str = "5") -> Params:
+    rest = {"rest": "fp32", "recipe": "default", "qat.steps": steps, "qat.learning_rate": "0.1"}
+    return {**dict.fromkeys(TOY.names, "int8"), **schemes, **rest}
+
+
+def trial(number: int, given: Params, error: float, passed: bool) -> optuna.trial.FrozenTrial:
+    found = {"speedup": {"median": 2.0, "low": 1.9, "high": 2.1}, "kl": error, "output_mse": error}
+    frozen = optuna.trial.create_trial(
+        params=dict(given), distributions=distributions(CHOICES), value=0.5, user_attrs={EVALUATION: found}
+    )
+    frozen.number = number
+    frozen.system_attrs["constraints:drop"] = -1.0 if passed else 1.0
+    return frozen
+
+
+def guide() -> Guide:
+    return Guide(CHOICES, TOY.graph, TOY.sensitivity, "latency")
+
+
+@pytest.mark.parametrize("left", [0.1, 0.8])
+def test_what_training_leaves_is_learned(left: float) -> None:
+    planner = guide().planner
+    whole = dict.fromkeys(TOY.names, f"int8-{Stage.QAT}")
+    trials = [
+        trial(0, params({}), sum(TOY.errors), False),
+        trial(1, params(whole), left * sum(TOY.errors), True),
+        trial(2, params({"layer3": "int8-qat"}), sum(TOY.errors) - (1 - left) * 5e-3, False),
+    ]
+    planner.propose(trials, np.random.default_rng(0))
+    assert planner.errors.trained == pytest.approx(left, rel=0.3)
+
+
+def test_without_such_trials_half_is_supposed_to_be_left() -> None:
+    planner = guide().planner
+    planner.propose([trial(0, params({}), sum(TOY.errors), False)], np.random.default_rng(0))
+    assert planner.errors.trained == 0.5
+
+
+def test_a_longer_training_that_leaves_less_is_proposed() -> None:
+    planner = guide().planner
+    whole = dict.fromkeys(TOY.names, "int8-qat")
+    trials = [
+        trial(0, params({}), sum(TOY.errors), False),
+        trial(1, params(whole), 0.8 * sum(TOY.errors), False),
+        trial(2, params(whole, "20"), 0.2 * sum(TOY.errors), True),
+    ]
+    found = planner.propose(trials, np.random.default_rng(0))
+    assert found["qat.steps"] == "20"
