@@ -57,10 +57,14 @@ def _uniform(choices: Choices) -> Iterator[Start]:
 
 
 def _trained(choices: Choices) -> Iterator[Start]:
-    """All layers trained: as fast as without, so it is worth its time only where that loses too much."""
+    """All layers trained, for ever longer: as fast as without, so worth its time only where that loses too much."""
+    rate = choices.training[0].learning_rate if choices.training else None
+    steps = sorted({training.steps for training in choices.training if training.learning_rate == rate})
     for scheme in _schemes(choices):
-        if scheme.stage is Stage.QAT and scheme != _cheapest(choices):
-            yield _uniform_start(choices, scheme, choices.rest[0])
+        if scheme.stage is Stage.QAT:
+            for count in steps:
+                origin, params = _uniform_start(choices, scheme, choices.rest[0])
+                yield f"{origin}, {count} steps", {**params, STEPS: str(count)}
 
 
 def _recipes(choices: Choices) -> Iterator[Start]:

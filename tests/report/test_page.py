@@ -151,3 +151,15 @@ def test_precision_names_have_colours() -> None:
     from mixq.report.style import CSS
 
     assert [p for p in Precision if p is not Precision.FP32 and f".chip.{p}" not in CSS] == []
+
+
+def test_what_training_gained_stands_layer_by_layer(tmp_path: Path) -> None:
+    gains = [
+        {"layer": "stem <b>", "error": 0.01, "untrained": 0.0452, "drop": 0.002, "untrained_drop": 0.0317},
+        {"layer": "head", "error": 0.01, "untrained": 0.009, "drop": 0.002, "untrained_drop": 0.001},
+    ]
+    found = page(tmp_path, {**SUMMARY, "best": {**SUMMARY["best"], "training_gains": gains}})
+    assert "What training gained" in found.text
+    for said in ("stem <b>", "0.0452", "0.0352", "0.0317", "-0.001"):
+        assert said in found.text.replace("−", "-")
+    assert "What training gained" not in page(tmp_path).text
