@@ -8,7 +8,8 @@ from mixq.report.markup import Markup, el, number, table
 from mixq.searcher.trial import Trial
 
 # What the runtime executes, and what is learned from it: rounding (recipe) and weights (train).
-INFERENCE = frozenset({"analysis", "profiles", "recipe", "train", "latency", "metric", "holdout", "robustness"})
+TRAINING = frozenset({"recipe", "shared start", "screening", "train", "gains"})
+INFERENCE = TRAINING | {"analysis", "profiles", "latency", "metric", "holdout", "robustness"}
 KINDS = {"inference": "inference and training", "compile": "the runtime’s compiling", "own": "mixq’s own work"}
 REST = "everything else"
 

@@ -117,9 +117,9 @@ def run(
             store_trial(asked, config, origin)
         start, candidate = time.perf_counter(), None
         try:
-            judge = judge_for(origin, space, trials, trains=bool(config.qat_layers))
-            candidate = evaluator.prepare(config, progress, judge)
-            found: Evaluation | Glimpse | None = evaluator.evaluate(candidate, judge)
+            before_training = judge_for(origin, space, trials, trains=bool(config.qat_layers))
+            candidate = evaluator.prepare(config, progress, before_training)
+            found: Evaluation | Glimpse | None = evaluator.evaluate(candidate, judge_for(origin, space, trials))
         except DroppedError as dropped:
             asked.set_user_attr(REASON, dropped.reason)
             found = dropped.glimpse
