@@ -10,7 +10,6 @@ from mixq.batches import run_batches
 from mixq.config import MixedPrecisionConfig
 from mixq.dataset import Split
 from mixq.evaluator import Evaluator
-from mixq.graph.normalizations import normalizations
 from mixq.ptq import Prepared
 from mixq.sensitivity import first_rows
 from mixq.task import Outputs
@@ -57,9 +56,8 @@ def training_gains(
 
 
 def _put_back(trained: Prepared, untrained: Prepared, layer: str) -> Prepared:
-    nodes = {layer, *normalizations(trained.graph).get(layer, ())}
-    own = {key: value for key, value in untrained.values.items() if key[0] in nodes}
-    others = {key: value for key, value in trained.values.items() if key[0] not in nodes}
+    own = {key: value for key, value in untrained.values.items() if key[0] == layer}
+    others = {key: value for key, value in trained.values.items() if key[0] != layer}
     magnitudes = {**trained.magnitudes, layer: untrained.magnitudes[layer]}
     return replace(trained, magnitudes=magnitudes, values={**others, **own})
 

@@ -31,6 +31,5 @@ def parameters(prepared: Prepared, plan: Plan, layers: Iterable[str]) -> Paramet
             most = np.abs(bias).max() if magnitude.ndim == 0 else bias
             magnitude = affine.with_room_for_bias(magnitude, most, activations[plan.inputs[name]].scale)
         weights[name] = prepared.qparams_of(name, magnitude)
-    others = set(prepared.graph.layer_names) - weights.keys()  # in a float type, with the graph's own values
-    values = {key: value for key, value in prepared.values.items() if key[0] not in others}
+    values = {key: value for key, value in prepared.values.items() if key[0] in weights}
     return Parameters(activations, weights, values)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mixq.affine import S8, U8
-from mixq.graph.edit import nodes_by_name
 from mixq.graph.model import Graph
-from mixq.graph.normalizations import FACTOR, SHIFT, normalizations
 from mixq.graph.plan import Plan
-from mixq.graph.quantize import Parameters, constant, own_name, scale_name
+from mixq.graph.quantize import Parameters, own_name, scale_name
 from mixq.ptq import Prepared
 from mixq.task import Array
 
@@ -25,16 +23,14 @@ MIDDLING = 32  # code of an activation
 class Learned:
     """By name of the lowered graph's initializer, what it is.
 
-    values: (node, input index) of the layers' weights and biases, and of the factors and shifts of the normalizations
-    behind them, which are of the layers in `layer_of`; weight_scales: the layer; data_scales: the tensors of a group,
+    values: (layer, input index) of weights and biases; weight_scales: the layer; data_scales: the tensors of a group,
     which share one scale, that of the first; the names of the others are in `tied`.
     """
 
     values: Mapping[str, tuple[str, int]]
-    layer_of: Mapping[str, str]
-    weight_scales: Mapping[str, str] = field(default_factory=dict)
-    data_scales: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    tied: Mapping[str, str] = field(default_factory=dict)
+    weight_scales: Mapping[str, str]
+    data_scales: Mapping[str, tuple[str, ...]]
+    tied: Mapping[str, str]
 
     @property
     def names(self) -> list[str]:
@@ -49,24 +45,18 @@ class Learned:
         """
         grains = {
             layer: _size(parameters.weights[layer].scale) / _size(_start(graph, parameters, layer, 1))
-            for layer in dict.fromkeys(name for name, _ in self.values.values() if name not in self.layer_of)
+            for layer in dict.fromkeys(layer for layer, _ in self.values.values())
         }
         middle = math.exp(sum(map(math.log, grains.values())) / len(grains))
         found = {}
-        for name, (node, index) in self.values.items():
-            own = _size(_start(graph, parameters, node, 1))
-            outputs = own if node in self.layer_of else _output_size(graph, plan, parameters, node)
-            found[name] = grains[self.layer_of.get(node, node)] * (own if index == 1 else outputs)
+        for name, (layer, index) in self.values.items():
+            own = _size(_start(graph, parameters, layer, 1))
+            found[name] = grains[layer] * (own if index == 1 else _output_size(graph, plan, parameters, layer))
         for name, layer in self.weight_scales.items():
             found[name] = SCALE_RATE * grains[layer] * _size(parameters.weights[layer].scale)
         for name, group in self.data_scales.items():
             found[name] = SCALE_RATE * middle * _size(parameters.activations[group[0]].scale)
         return found
-
-    def given(self, graph: Graph, parameters: Parameters) -> Parameters:
-        """`parameters` with values of their own for the normalizations that are trained."""
-        own = {(node, index): _start(graph, parameters, node, index) for node in self.layer_of for index in (1, 2)}
-        return replace(parameters, values={**parameters.values, **own})
 
     def moved(self, prepared: Prepared, parameters: Parameters, found: Mapping[str, Array]) -> Prepared:
         """`prepared` with what was learned, `found`; zero points stay those of `parameters`."""
@@ -94,15 +84,11 @@ def learned(graph: Graph, plan: Plan, layers: Collection[str], int8: Collection[
     for name in layers:
         indices = (1,) if graph.by_name[name].bias is None else (1, 2)
         values |= {own_name(name, index): (name, index) for index in indices}
-    behind = normalizations(graph)
-    layer_of = {node: name for name in layers for node in behind.get(name, ())}
-    values |= {own_name(node, index): (node, index) for node in layer_of for index in (FACTOR, SHIFT)}
     if not scales:
-        return Learned(values, layer_of)
+        return Learned(values, {}, {}, {})
     groups = [group for group in plan.groups if _readers(group, plan, int8) <= set(layers)]
     return Learned(
         values,
-        layer_of,
         {scale_name(f"{name}.weight"): name for name in layers},
         {scale_name(group[0]): group for group in groups},
         {scale_name(tensor): scale_name(group[0]) for group in groups for tensor in group[1:]},
@@ -114,15 +100,13 @@ def merged(
 ) -> Prepared:
     """`untrained`, with what `trained` has for `layers`, and for the tensors that of the INT8 layers only they read."""
     tensors = {t for group in plan.groups if _readers(group, plan, int8) <= set(layers) for t in group}
-    behind = normalizations(untrained.graph)
-    nodes = {*layers, *(node for name in layers for node in behind.get(name, ()))}
     return replace(
         untrained,
         ranges={name: (trained if name in tensors else untrained).ranges[name] for name in untrained.ranges},
         magnitudes={name: (trained if name in layers else untrained).magnitudes[name] for name in untrained.magnitudes},
         values={
-            **{key: value for key, value in untrained.values.items() if key[0] not in nodes},
-            **{key: value for key, value in trained.values.items() if key[0] in nodes},
+            **{key: value for key, value in untrained.values.items() if key[0] not in layers},
+            **{key: value for key, value in trained.values.items() if key[0] in layers},
         },
     )
 
@@ -134,10 +118,11 @@ def _output_size(graph: Graph, plan: Plan, parameters: Parameters, layer: str) -
     return math.sqrt(inputs) * _size(weight) * MIDDLING * float(parameters.activations[plan.inputs[layer]].scale)
 
 
-def _start(graph: Graph, parameters: Parameters, node: str, index: int) -> Array:
-    """The weight (1) or bias (2) that training starts from, or a normalization's factor or shift."""
-    found = parameters.values.get((node, index))
-    return constant(nodes_by_name(graph.model.graph)[node], index) if found is None else found
+def _start(graph: Graph, parameters: Parameters, layer: str, index: int) -> Array:
+    """The weight (1) or bias (2) that training starts from."""
+    found = parameters.values.get((layer, index))
+    name = graph.by_name[layer].weight if index == 1 else str(graph.by_name[layer].bias)
+    return graph.weight(name) if found is None else found
 
 
 def _size(values: Array) -> float:

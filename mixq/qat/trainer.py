@@ -124,7 +124,6 @@ class Trainer:
         graph, plan, int8 = start.graph, self._plan(config), config.layers_with(Precision.INT8)
         given = parameters(start, plan, int8)
         what = learned(graph, plan, config.qat_layers, int8, scales=settings.scales)
-        given = what.given(graph, given)
         model = lower(graph, config, plan, given, typed=self._typed(config), trainable=config.qat_layers)
         twin = Twin(model, what.names, what.tied)
         self._group.open(lambda: serialize(model), what.names, what.tied)

@@ -12,7 +12,6 @@ from mixq.array_store import ArrayStore
 from mixq.config import LayerScheme, MixedPrecisionConfig, Training
 from mixq.evaluator import Evaluator
 from mixq.graph import Graph, serialize
-from mixq.graph.placement import Placement
 from mixq.ptq import Material, Quantizer
 from mixq.qat import Lessons, Trainer
 from mixq.runtimes import get_runtime
@@ -74,15 +73,9 @@ def all_trained(evaluator: Evaluator, training: Training) -> MixedPrecisionConfi
     return configuration(evaluator, training, **dict.fromkeys(evaluator.graph.layer_names, "int8-qat"))
 
 
-def trainer_of(
-    graph: Graph,
-    inputs: Inputs,
-    batches: Sequence[Inputs],
-    store: ArrayStore | None = None,
-    placement: Placement | None = None,
-) -> Trainer:
+def trainer_of(graph: Graph, inputs: Inputs, batches: Sequence[Inputs], store: ArrayStore | None = None) -> Trainer:
     """Calibrated on `inputs`; trains on `batches`, with the graph itself as the teacher."""
-    placement = placement or get_runtime("onnxruntime").placement
+    placement = get_runtime("onnxruntime").placement
     quantizer = Quantizer(graph, Material([inputs], ort_run, placement))
     quantizer.store = store
     lessons = Lessons(batches, ort_run(serialize(graph.model)))

@@ -17,16 +17,13 @@ from mixq.errors import MixqError
 from mixq.evaluation import DroppedError, Glimpse
 from mixq.evaluator import Evaluator
 from mixq.gains import training_gains
-from mixq.graph import Graph, serialize
-from mixq.graph.lower import lower
-from mixq.graph.plan import make_plan
-from mixq.ptq import Prepared, parameters
+from mixq.graph import Graph
+from mixq.ptq import Prepared
 from mixq.qat import Standing, store
 from mixq.qat.course import RISING, steady_steps
-from mixq.runtimes import NAMES, get_runtime
+from mixq.runtimes import get_runtime
 from mixq.task import Array, Inputs
-from tests.graph.test_normalizations import normalized
-from tests.helpers import images, ort_run, residual
+from tests.helpers import images, residual
 from tests.qat.networks import Uneven, UnevenNetwork, all_qat, all_trained, configuration, trainer_of, uneven
 
 BATCHES = [images(8, name="image", seed=seed) for seed in range(4)]
@@ -241,27 +238,3 @@ def test_a_layer_put_back_is_as_its_recipe_left_it() -> None:
         recipe=configuration(evaluator, None).recipe,
     )
     assert gain.untrained == pytest.approx(evaluator.evaluate(evaluator.prepare(plain)).output_mse, rel=1e-6)
-
-
-@pytest.mark.parametrize("runtime", NAMES)
-def test_the_normalizations_behind_trained_layers_are_trained_with_them(runtime: str) -> None:
-    """And stay as they are behind layers that are not; on codes too, where a runtime has them run so."""
-    graph, placement = normalized(), get_runtime(runtime).placement
-    batches = [images(16, seed=seed) for seed in range(4)]
-    trainer = trainer_of(graph, batches[0], batches, placement=placement)
-    config = all_qat(graph, SHORT, first="int8")
-    trained = trainer.trained(config).prepared
-    assert {("other", 1), ("other", 2)} <= trained.values.keys()
-    assert not {("norm", 1), ("norm", 2)} & trained.values.keys()
-    plan = make_plan(graph, graph.layer_names, placement)
-    model = serialize(lower(graph, config, plan, parameters(trained, plan, graph.layer_names)))
-    executable = get_runtime(runtime).compile(model, 1)
-    untrained = trainer.start(config)
-    before = serialize(lower(graph, config, plan, parameters(untrained, plan, graph.layer_names)))
-    exact = ort_run(serialize(graph.model))
-
-    def error(run: Any) -> float:
-        batch = images(64, seed=9)
-        return float(np.square(run(batch)["y"] - exact(batch)["y"]).mean())
-
-    assert error(executable.run) < error(get_runtime(runtime).compile(before, 1).run)
