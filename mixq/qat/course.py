@@ -27,7 +27,7 @@ CLIP_NORM = 1.0
 BETAS = (0.8, 0.99)  # short memories, for short trainings
 RISING = 10  # steps over which the learning rate rises
 FALL = 0.4  # the share of the steps over which the learning rate falls
-WINDOW = 10  # steps whose mean loss is compared
+WINDOW = 10  # steps whose mean loss is compared with the first one
 RISE = 4.0  # times what it was at the start: training does harm
 SCALE_LIMIT = 8.0  # a learned scale stays within this factor of where it started
 
@@ -140,9 +140,9 @@ class Course:
                 parameters[name].clamp_(start / SCALE_LIMIT, start * SCALE_LIMIT)
 
     def _refuse_rise(self) -> None:
-        if self.step < 2 * WINDOW or self.step % WINDOW:
+        if self.step % WINDOW:
             return
-        first, last = np.mean(self._losses[:WINDOW]), np.mean(self._losses[-WINDOW:])
+        first, last = self._losses[0], np.mean(self._losses[-WINDOW:])
         if last > RISE * first:
             raise MixqError(
                 f"training does harm: its loss rose from {first:.2e} to {last:.2e} in {self.step} steps; "
