@@ -40,7 +40,8 @@ def test_more_trials_go_on(searched: Searched, monkeypatch: pytest.MonkeyPatch, 
     assert list(more.trials[:TRIALS]) == list(searched.result.trials)
     new = [trial.config.id for trial in more.trials[TRIALS:]]
     assert len(new) == 2
-    assert set(new) <= set(seen)
+    untrained = {trial.config.id for trial in more.trials[TRIALS:] if not trial.config.qat_layers}
+    assert untrained <= set(seen)  # what is not worth training is let go before it is evaluated
     assert not {trial.config.id for trial in searched.result.trials} & set(new)
     assert mixq.verify(out).ok
 
