@@ -13,11 +13,13 @@ import numpy as np
 from mixq.graph.plan import Plan
 from mixq.graph.quantize import pair_name
 from mixq.qat.course import Skips
+from mixq.qat.learned import readers
 from mixq.twin import Twin
 
 
 def sampled_skips(twin: Twin, plan: Plan, layers: Sequence[str], seed: int) -> Skips:
     """The pairs to skip at each step: of the layers that are float then, and of the tensors that only they read."""
+    readers_of = {group: readers(group, plan, layers) for group in plan.groups}
 
     def skips(step: int) -> Collection[str]:
         if step % 2 == 0:
@@ -26,9 +28,8 @@ def sampled_skips(twin: Twin, plan: Plan, layers: Sequence[str], seed: int) -> S
         chance = rng.random()
         floats = {layer for layer in layers if rng.random() > chance}
         names = {pair_name(f"{layer}.weight") for layer in floats}
-        for group in plan.groups:
-            readers = {layer for layer in layers if plan.inputs[layer] in group}
-            if readers and readers <= floats:
+        for group, reading in readers_of.items():
+            if reading and reading <= floats:
                 names |= {pair_name(tensor) for tensor in group}
         return names & twin.pairs
 

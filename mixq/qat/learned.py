@@ -86,7 +86,7 @@ def learned(graph: Graph, plan: Plan, layers: Collection[str], int8: Collection[
         values |= {own_name(name, index): (name, index) for index in indices}
     if not scales:
         return Learned(values, {}, {}, {})
-    groups = [group for group in plan.groups if _readers(group, plan, int8) <= set(layers)]
+    groups = _own_groups(plan, layers, int8)
     return Learned(
         values,
         {scale_name(f"{name}.weight"): name for name in layers},
@@ -99,7 +99,7 @@ def merged(
     untrained: Prepared, trained: Prepared, plan: Plan, layers: Collection[str], int8: Collection[str]
 ) -> Prepared:
     """`untrained`, with what `trained` has for `layers`, and for the tensors that of the INT8 layers only they read."""
-    tensors = {t for group in plan.groups if _readers(group, plan, int8) <= set(layers) for t in group}
+    tensors = {tensor for group in _own_groups(plan, layers, int8) for tensor in group}
     return replace(
         untrained,
         ranges={name: (trained if name in tensors else untrained).ranges[name] for name in untrained.ranges},
@@ -130,9 +130,14 @@ def _size(values: Array) -> float:
     return math.sqrt(float(np.square(values, dtype=np.float64).mean())) + 1e-9
 
 
-def _readers(group: Collection[str], plan: Plan, int8: Collection[str]) -> set[str]:
-    """The INT8 layers that read a tensor of the group; all of them where none does."""
-    return {layer for layer in int8 if plan.inputs[layer] in group} or set(int8)
+def _own_groups(plan: Plan, layers: Collection[str], int8: Collection[str]) -> list[tuple[str, ...]]:
+    """The groups of tensors that of the INT8 layers only `layers` read; one that none reads counts as read by all."""
+    return [group for group in plan.groups if (readers(group, plan, int8) or set(int8)) <= set(layers)]
+
+
+def readers(group: Collection[str], plan: Plan, int8: Collection[str]) -> set[str]:
+    """The INT8 layers that read a tensor of the group."""
+    return {layer for layer in int8 if plan.inputs[layer] in group}
 
 
 def _range(scale: float, zero_point: int) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from mixq import machine
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, Stage, Training
@@ -161,8 +162,6 @@ class Trainer:
     def _advance(
         self, course: Course, settings: Training, until: int, progress: Progress | None, doing: str = "QAT"
     ) -> None:
-        import torch
-
         torch.set_num_threads(max(1, machine.cores() // self._group.size))
         with reused():
             for loss in course.run(settings.steps, until):
