@@ -37,7 +37,8 @@ class Evaluation:
     1), `speedup` the median of paired ratios FP32 ÷ this; `size_bytes` that of the ONNX file. kl, agreement and ece
     are None where the outputs are not class scores. drop_bound: what the drop on data like the search split's stays
     below, with the confidence that was asked; None where none was. train_s: seconds that its training takes.
-    conversions: executed nodes that turn floats into codes or back, beside the layers' own kernels.
+    conversions: executed nodes that turn floats into codes or back, beside the layers' own kernels. noisy: the latency
+    was measured in a noise that repeating did not get below, or beside other work.
     """
 
     config_id: str
@@ -58,6 +59,7 @@ class Evaluation:
     drop_bound: float | None = None
     train_s: float = 0.0
     conversions: int | None = None
+    noisy: bool = False
     kernels: tuple[Kernel, ...] = ()
     silent: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)

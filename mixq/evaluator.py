@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from mixq.race import consult, hopeful, look_points, raced_outputs, running_orde
 from mixq.runtimes import Executable, Kernel, Runtime
 from mixq.stopwatch import Stopwatch
 from mixq.task import Array, Inputs, Outputs, Task
+from mixq.turns import Turns
 
 if TYPE_CHECKING:
     from mixq.qat import Lessons, Standing, Trained, Trainer
@@ -34,8 +36,10 @@ class Evaluator:
     """A task on a runtime: the captured graph, its statistics, the FP32 reference, and what measures against it.
 
     `threads` is for latency; accuracy is evaluated with all cores. `confidence`: of `Evaluation.drop_bound`. Raises
-    InputError for what the task gets wrong.
+    InputError for what the task gets wrong. `turns`: with whatever else computes on this host.
     """
+
+    turns = Turns()
 
     def __init__(
         self,
@@ -227,6 +231,7 @@ class Evaluator:
             drop_bound=self._drop_bound(reference, outputs, split),
             train_s=candidate.train_s,
             conversions=audit.conversions,
+            noisy=latency.noisy,
             kernels=audit.kernels,
             silent=tuple(self.silent_layers(candidate.config, audit.kernels)),
             seconds=watch.seconds,
@@ -239,14 +244,18 @@ class Evaluator:
         watch = watch or Stopwatch()
         with watch.measuring("compile"):
             executable, call = self._ready_for_latency(candidate)
-        with watch.measuring("latency"):
-            latency = measure_pair(
-                self._reference_call,
-                call,
-                self.latency_budget_s,
-                lambda found: consult(judge, self._glimpse(candidate, found)),
-            )
-        return latency, executable
+            reference = self._reference_call
+        with ExitStack() as turn:
+            with watch.measuring("wait for a turn"):
+                alone = turn.enter_context(self.turns.timing())
+            with watch.measuring("latency"):
+                latency = measure_pair(
+                    reference,
+                    call,
+                    self.latency_budget_s,
+                    lambda found: consult(judge, self._glimpse(candidate, found)),
+                )
+        return replace(latency, noisy=latency.noisy or not alone), executable
 
     def _glimpse(self, candidate: Candidate, latency: PairedLatency) -> Glimpse:
         size = len(candidate.model)
@@ -312,7 +321,8 @@ class Evaluator:
     def profile(self, candidate: Candidate) -> tuple[Kernel, ...]:
         """The kernel audit with each kernel's time, at batch 1 and `threads` threads."""
         executable = self.runtime.compile(candidate.model, self.threads, candidate.options)
-        return executable.audit(self.graph.layers, self.data.example).kernels
+        with self.turns.timing():
+            return executable.audit(self.graph.layers, self.data.example).kernels
 
     def silent_layers(self, config: MixedPrecisionConfig, kernels: Sequence[Kernel]) -> list[str]:
         """Layers that did not execute in what was asked (or what this CPU is known to make of it)."""

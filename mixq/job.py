@@ -202,6 +202,7 @@ class SearchJob:
             "latency_ms": evaluation.latency_ms.median,
             "speedup": evaluation.speedup.median,
             "speedup_interval": [evaluation.speedup.low, evaluation.speedup.high],
+            "noisy": evaluation.noisy,
             "size_bytes": evaluation.size_bytes,
             "compression": evaluation.compression,
             "config_id": best.config.id,

@@ -11,9 +11,21 @@ from mixq.errors import InputError
 WANTED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
 
 
+def affinity() -> set[int]:
+    """The numbers of the processors that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def cores() -> int:
     """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(affinity())
+
+
+def share_of_cores(number: int, of: int, least: int) -> set[int]:
+    """The processors of process `number` of `of`, `least` at least: disjoint shares where there are enough of them."""
+    found = sorted(affinity())
+    size = max(least, len(found) // of)
+    return {found[(number * size + index) % len(found)] for index in range(min(size, len(found)))}
 
 
 def check_threads(threads: int) -> None:

@@ -69,6 +69,10 @@ def result(summary: Mapping[str, Any], folder: Path) -> str:
     lines.append(f"layers: {', '.join(f'{n} {name}' for name, n in best['schemes'].items())}; the rest {best['rest']}")
     if best["silent_layers"]:
         lines.append(f"WARNING: not executed as asked: {', '.join(best['silent_layers'])}")
+    if best.get("noisy"):
+        lines.append(
+            "WARNING: the latency was measured in noise; mixq evaluate, given a quiet machine, measures it anew"
+        )
     counts = summary["trials"]
     lines.append(
         f"{sum(counts.values())} trials ({counts['pruned']} pruned, {counts['failed']} failed), "

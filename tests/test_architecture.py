@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent / "mixq"
 # Left never imports right. What stands on one line is one level, and its members may import each other downwards.
 LEVELS = (
     ("errors", "validation"),
-    ("config", "machine", "stopwatch", "progress", "atomic", "array_store"),
+    ("config", "machine", "stopwatch", "progress", "atomic", "array_store", "turns"),
     ("affine",),
     ("task", "dataset", "corruptions", "measures", "deltas"),
     ("graph",),

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mixq.latency import FEWEST_PAIRS, MOST_PAIRS, PATIENCE, WARM_UP, PairedLatency, measure_pair, median_interval
+from mixq.latency import (
+    FEWEST_PAIRS,
+    MOST_PAIRS,
+    PATIENCE,
+    TIMINGS,
+    WARM_UP,
+    PairedLatency,
+    measure_pair,
+    median_interval,
+)
 
 
 @pytest.mark.parametrize("size", [*range(6, 41), 99, 100, 999, 1000])
@@ -42,13 +51,6 @@ def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
     assert share == pytest.approx(wanted, abs=3 * np.sqrt(wanted * (1 - wanted) / 2000))
 
 
-def test_calls_are_interleaved() -> None:
-    calls: list[str] = []
-    found = measure_pair(lambda: calls.append("a"), lambda: calls.append("b"), budget_s=0.0)
-    assert found.pairs == FEWEST_PAIRS
-    assert "".join(calls) == "ab" * WARM_UP + "abba" * (FEWEST_PAIRS // 2)
-
-
 def ticking(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """A clock that only its spending moves on."""
     now = [0.0]
@@ -58,6 +60,18 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         now[0] += seconds
 
     return spend
+
+
+def test_calls_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
+    spend, calls = ticking(monkeypatch), list[str]()
+
+    def call(name: str) -> None:
+        calls.append(name)
+        spend(1.0)
+
+    found = measure_pair(lambda: call("a"), lambda: call("b"), budget_s=0.0)
+    assert (found.pairs, found.noisy) == (FEWEST_PAIRS, False)
+    assert "".join(calls) == "ab" * WARM_UP + "abba" * (FEWEST_PAIRS // 2)
 
 
 def test_the_budget_bounds_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,12 +109,25 @@ def test_fast_calls_are_timed_no_more_often_than_the_most(monkeypatch: pytest.Mo
     assert measure_pair(lambda: spend(2e-6), lambda: spend(1e-6), budget_s=60.0).pairs == MOST_PAIRS
 
 
-def test_a_noisy_ratio_is_measured_with_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_noisy_ratio_is_measured_with_patience_again_and_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ratios of 1 and 3 in turn: their interval never gets narrow."""
     spend, calls = ticking(monkeypatch), count()
     found = measure_pair(lambda: spend(3.0 if next(calls) % 2 else 1.0), lambda: spend(1.0), budget_s=150.0)
     assert found.pairs == PATIENCE * 50
     assert (found.speedup.low, found.speedup.high) == (1, 3)
+    assert found.noisy
+    assert next(calls) == TIMINGS * (WARM_UP + found.pairs)
+
+
+def test_a_noise_that_passes_is_not_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above for the first timing, then quiet."""
+    spend, calls = ticking(monkeypatch), count()
+    noisy = WARM_UP + PATIENCE * 50
+    found = measure_pair(
+        lambda: spend(1.0 if (n := next(calls)) < noisy and n % 2 else 3.0), lambda: spend(1.0), budget_s=150.0
+    )
+    assert (found.speedup.low, found.speedup.median, found.speedup.high) == (3, 3, 3)
+    assert not found.noisy
 
 
 def test_ratios_are_taken_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:

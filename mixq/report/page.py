@@ -185,8 +185,12 @@ def _trial_row(row: Mapping[Any, Any], schemes: Sequence[str], chosen: bool) -> 
     return el("tr", *cells, class_="chosen") if chosen else el("tr", *cells)
 
 
+def _interval(row: Mapping[Any, Any]) -> str:
+    return f"{row['speedup_low']:.2f}–{row['speedup_high']:.2f}{' noisy' if row.get('noisy') is True else ''}"
+
+
 def _speed_cells(row: Mapping[Any, Any]) -> list[Markup]:
-    values = [f"{row['speedup_median']:.2f}×", f"{row['speedup_low']:.2f}–{row['speedup_high']:.2f}"]
+    values = [f"{row['speedup_median']:.2f}×", _interval(row)]
     values += [number(row["latency_ms_median"], 3), size_text(row["size_bytes"])]
     return [el("td", value, class_="n") for value in values]
 

@@ -16,6 +16,7 @@ def _short_timing() -> Iterator[None]:
     """Time matters to no test here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mixq.latency.PATIENCE", 1)
+        patch.setattr("mixq.latency.TIMINGS", 1)
         yield
 
 

@@ -1,0 +1,99 @@
+"""Turns: whoever times has its cores for itself, whoever computes shares them; among all mixq processes of a host.
+
+The locks are files that the kernel unlocks when their holder ends, however it ends: nothing is left to be cleared up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from mixq import machine
+
+TIMING = "timing"
+LONGEST_WAIT = 120.0  # seconds: a process that was stopped (Ctrl-Z) with a lock does not stop all others
+POLL = 0.002  # seconds
+
+
+class Turns:
+    """The turns of this process.
+
+    `working` shares the cores that the process may use with other work, `timing` has them alone, for which it waits.
+    Processes on other cores may go on working meanwhile, but may not time: one timing at a time on a host.
+    """
+
+    def __init__(self, folder: Path | None = None, longest_wait_s: float = LONGEST_WAIT) -> None:
+        """`folder`: where the locks lie, the same for all processes of a host."""
+        self._folder = folder or Path(tempfile.gettempdir())
+        self._longest_wait_s = longest_wait_s
+        self._working: ExitStack | None = None
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Share the cores; `timing` may come within, and gives them up for its duration."""
+        self._enter_work()
+        try:
+            yield
+        finally:
+            self._leave_work()
+
+    @contextmanager
+    def timing(self) -> Iterator[bool]:
+        """Have the cores alone; False where they could not be had in time, and are disturbed therefore."""
+        worked = self._working is not None
+        self._leave_work()  # two that work, and each wait for the other to stop, would wait for ever
+        try:
+            with ExitStack() as held:
+                alone = self._take(held, [TIMING], fcntl.LOCK_EX)
+                yield self._take(held, _cores(), fcntl.LOCK_EX) and alone
+        finally:
+            if worked:
+                self._enter_work()
+
+    def _enter_work(self) -> None:
+        self._working = ExitStack()
+        self._take(self._working, _cores(), fcntl.LOCK_SH)
+
+    def _leave_work(self) -> None:
+        if self._working is not None:
+            self._working.close()
+            self._working = None
+
+    def _take(self, held: ExitStack, names: Collection[str], kind: int) -> bool:
+        """Lock them in order, so that no two processes wait for each other; whether all could be had in time."""
+        end = time.monotonic() + self._longest_wait_s
+        had = True
+        for name in sorted(names):
+            descriptor = _opened(self._folder / f"mixq-{name}.lock")
+            held.callback(os.close, descriptor)
+            had = _locked(descriptor, kind, end) and had
+        return had
+
+
+def _cores() -> list[str]:
+    return [f"core{number:04d}" for number in machine.affinity()]
+
+
+def _opened(path: Path) -> int:
+    """A descriptor of the file, which every user of the host may lock."""
+    with suppress(FileExistsError):  # a file of another user's may not be opened with O_CREAT in /tmp
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644))
+    return os.open(path, os.O_RDONLY)
+
+
+def _locked(descriptor: int, kind: int, end: float) -> bool:
+    """Lock it as soon as that can be; False where it cannot before `end`."""
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(POLL)
+        else:
+            return True
