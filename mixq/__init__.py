@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixq.api import EvaluationReport, SearchResult, analyze, evaluate, export, search, verify
+    from mixq.api import EvaluationReport, SearchResult, analyze, evaluate, export, search, verify, work
     from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision, RecipeStep, Stage, Training
     from mixq.devices import measure_devices
     from mixq.errors import InputError, MixqError
@@ -32,10 +32,11 @@ __all__ = [
     "measure_devices",
     "search",
     "verify",
+    "work",
 ]
 
 _HOMES = {
-    "mixq.api": ("EvaluationReport", "SearchResult", "analyze", "evaluate", "export", "search", "verify"),
+    "mixq.api": ("EvaluationReport", "SearchResult", "analyze", "evaluate", "export", "search", "verify", "work"),
     "mixq.config": (
         "Activation",
         "LayerScheme",

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from mixq import atomic, report
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision
+from mixq.crew import Crew
 from mixq.errors import InputError
 from mixq.evaluation import Evaluation
 from mixq.exporter import export as export_candidate
 from mixq.job import sensitivity_frame
-from mixq.launch import Names, analyze_with_bar, open_evaluator, open_job, run_job, task_name
+from mixq.launch import Names, analyze_with_bar, local_storage, open_evaluator, open_job, task_name
+from mixq.lead import run_job
 from mixq.progress import Progress
 from mixq.searcher.run import Budget
 from mixq.searcher.space import SearchSpace, check_space, load_space
@@ -24,6 +26,7 @@ from mixq.sensitivity import Sensitivity
 from mixq.task import Task
 from mixq.verifier import Verification
 from mixq.verifier import verify as verify_folder
+from mixq.worker import work as work_on
 
 ANALYZED = (LayerScheme(precision=Precision.INT8), LayerScheme(precision=Precision.BF16))
 
@@ -95,6 +98,7 @@ def search(
     storage: str | None = None,
     tracking: str | None = None,
     sampler: str | None = None,
+    workers: int = 1,
     quiet: bool = False,
 ) -> SearchResult:
     """Find the best mixed-precision configuration of `space` for this task on this machine; resume where there is one.
@@ -102,8 +106,9 @@ def search(
     max_drop (in the primary metric's units), confidence (that the drop on such data is within it, above ½ and below 1)
     and sampler replace the space's own. trials counts those of earlier runs
     of the study; timeout in seconds. storage: Optuna URL, by default a SQLite file in `out`; tracking: MLflow URI,
-    by default a SQLite file in `out`, "none" for none. Ends after the trial in flight on Ctrl-C or SIGTERM. Writes
-    the files that the README lists, all of them current after every trial. Raises InputError for bad input.
+    by default a SQLite file in `out`, "none" for none. workers: processes on this host that evaluate; `work` joins more
+    from anywhere. Ends after the trials in flight on Ctrl-C or SIGTERM. Writes the files that the README lists, all of
+    them current after every trial. Raises InputError for bad input, and where another search is at work in `out`.
     """
     began, progress = time.monotonic(), Progress(quiet)
     if trials < 1 or seed < 0:
@@ -111,16 +116,47 @@ def search(
     if timeout is not None and not 0 < timeout < math.inf:
         raise InputError(f"timeout must be a positive number of seconds, got {timeout}")
     wanted = _space(space, max_drop, confidence, sampler)
+    _check_workers(workers, task)
     folder = _writable(out)
     evaluator = open_evaluator(task, runtime, threads, progress, wanted.constraints.confidence)
     evaluator.data.warn_if_splits_are_equal()
     names = Names(task_name(task), study or task_name(task).rpartition(":")[2], storage, tracking)
     budget = Budget(trials, began, None if timeout is None else began + timeout)
-    job = open_job(evaluator, wanted, folder, names, seed, budget, progress)
-    with stop_on_signals() as stop:
-        run_job(job, stop, progress)
+    with atomic.claimed(folder), stop_on_signals() as stop:
+        job = open_job(evaluator, wanted, folder, names, seed, budget, progress, workers)
+        store = storage or local_storage(folder)
+        crew = None if workers == 1 else Crew(names.task, names.study, store, workers, threads, progress)
+        run_job(job, stop, progress, crew)
         summary = job.finish(hurry=stop.requested)
     return SearchResult(summary, job.best(), job.trials, folder)
+
+
+def work(
+    task: str | Task,
+    study: str,
+    storage: str,
+    *,
+    out: str | Path | None = None,
+    quiet: bool = False,
+) -> int:
+    """Evaluate configurations of a study that `search` leads, here or on another host; the number of finished trials.
+
+    Ends when the study has all its trials, when the search ends, and after the trial in flight on Ctrl-C or SIGTERM.
+    out: the search's folder, where it is not on this host but can be reached (by default nothing is shared but the
+    study, and the search makes the best model again from its configuration). Raises InputError for bad input, and where
+    this host's CPU is not the one whose latencies the study compares.
+    """
+    return work_on(task, study, storage, None if out is None else _writable(out), Progress(quiet))
+
+
+def _check_workers(workers: int, task: str | Task) -> None:
+    if workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}")
+    if workers > 1 and not isinstance(task, str):
+        raise InputError(
+            f"workers={workers} are processes of their own, which need the task as 'file.py:Class' or "
+            f"'package.module:Class', got an object of {type(task).__name__}"
+        )
 
 
 def evaluate(

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(parsed: Any) -> int:
     """The command; where torchrun started several processes, in the first of them."""
     run: Callable[[Any], int] = parsed.run
-    if "WORLD_SIZE" not in os.environ or not hasattr(parsed, "task"):
+    if "WORLD_SIZE" not in os.environ or not hasattr(parsed, "runtime"):
         return run(parsed)
     from mixq.together import run_together, started_by_torchrun
 
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_analyze(commands)
     _add_search(commands)
+    _add_worker(commands)
     _add_evaluate(commands)
     _add_export(commands)
     _add(commands, "verify", _verify, "check an exported folder").add_argument("folder", type=Path)
@@ -113,7 +114,17 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("--study", help="name of the study (default: the task's class)")
     parser.add_argument("--storage", help="Optuna storage URL (default: a SQLite file in --out)")
     parser.add_argument("--tracking", help="MLflow tracking URI, or none (default: a SQLite file in --out)")
+    parser.add_argument("--workers", type=int, default=1, help="processes on this host that evaluate (default 1)")
     parser.add_argument("--sampler", help="guided, tpe, gp, nsga2 or random; replaces the space's")
+
+
+def _add_worker(commands: Any) -> None:
+    parser = _add(commands, "worker", _worker, "join a search that runs, from this host or another")
+    parser.add_argument("task", metavar="TASK", help="the search's: path/to/task.py:Class or package.module:Class")
+    parser.add_argument("--study", required=True, help="name of the study that mixq search leads")
+    parser.add_argument("--storage", help="the search's Optuna storage URL (default: what MIXQ_STORAGE says)")
+    parser.add_argument("--out", type=Path, help="the search's folder, where it can be reached from another host")
+    parser.add_argument("--quiet", action="store_true", help="no progress on the terminal")
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -170,11 +181,24 @@ def _search(arguments: Any) -> int:
         "study",
         "storage",
         "tracking",
+        "workers",
     )
     options = {name: getattr(arguments, name) for name in (*names, "sampler", "quiet")}
     result = search(arguments.task, arguments.space, arguments.out, **options)
     print(show.result(result.summary, result.folder))
     return FOUND if result.feasible else NOTHING_FEASIBLE
+
+
+def _worker(arguments: Any) -> int:
+    from mixq.api import work
+    from mixq.crew import STORAGE
+
+    storage = arguments.storage or os.environ.get(STORAGE)
+    if not storage:
+        raise InputError(f"give --storage, the URL of the search's Optuna storage, or set {STORAGE} to it")
+    done = work(arguments.task, arguments.study, storage, out=arguments.out, quiet=arguments.quiet)
+    print(f"finished {done} trials of {arguments.study}")
+    return FOUND
 
 
 def _evaluate(arguments: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pandas as pd
 from mixq import atomic, machine, report
 from mixq.certificate import CERTIFICATE, MODEL, Certificate, FileMark
 from mixq.config import Precision
+from mixq.contenders import CONTENDERS, Contenders, sha256
 from mixq.errors import InputError
 from mixq.evaluation import Candidate, Evaluation
 from mixq.evaluator import Evaluator
@@ -21,10 +23,20 @@ from mixq.gains import training_gains
 from mixq.report.tables import is_fp32
 from mixq.report.wall_time import seconds_of
 from mixq.searcher.choices import Choices
-from mixq.searcher.objective import EQUAL, best_of, cautious_value
+from mixq.searcher.history import History
+from mixq.searcher.objective import EQUAL, best_of, cautious_value, violations
 from mixq.searcher.run import Budget
 from mixq.searcher.space import SearchSpace
-from mixq.searcher.study import Study, load_gains, load_holdout, store_gains, store_holdout
+from mixq.searcher.storage import Turn
+from mixq.searcher.study import (
+    Study,
+    load_gains,
+    load_holdout,
+    load_measured_anew,
+    store_gains,
+    store_holdout,
+    store_measured_anew,
+)
 from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity
 from mixq.stopwatch import Stopwatch
@@ -37,7 +49,7 @@ HOLDOUT_SHARE = 0.05  # of a search's time at most for looking at the holdout sp
 
 @dataclass
 class SearchJob:
-    """What is known while a search runs; `on_trial` is its callback, `finish` ends it."""
+    """What is known while a search runs: `update` takes in what the study has, `finish` ends it."""
 
     evaluator: Evaluator
     space: SearchSpace
@@ -48,60 +60,94 @@ class SearchJob:
     seed: int
     budget: Budget
     tracker: Tracker | None
-    watch: Stopwatch = field(default_factory=Stopwatch)
-    trials: list[Trial] = field(default_factory=list)
+    watch: Stopwatch
+    history: History
     sensitivity: Sensitivity | None = None
-    contenders: dict[str, Candidate] = field(default_factory=dict)
     exported_id: str | None = None
     holdouts: int = 0
+    workers: int = 1
+    turn: Turn = nullcontext
+    measured_anew: dict[str, tuple[Evaluation, str]] = field(default_factory=dict)
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Those of the study that were taken in."""
+        return self.history.trials
+
+    @property
+    def contenders(self) -> Contenders:
+        return Contenders(self.folder / CONTENDERS)
 
     def best(self) -> Trial | None:
         """The best feasible trial that beats FP32 in the first objective, or FP32's own; None: nothing is feasible."""
-        found = best_of(self.trials, self.space.objectives[0])
+        found = best_of(self._as_exported(), self.space.objectives[0])
         if found is None or found.evaluation is None or is_fp32(found):
             return found
         if cautious_value(found.evaluation, self.space.objectives[0]) < 1:
             return found
         return next((trial for trial in self.trials if trial.feasible and is_fp32(trial)), None)
 
-    def on_trial(self, trial: Trial, candidate: Candidate | None) -> None:
-        """Log the trial; where the best changed, export it and report on it from the holdout split."""
-        self.trials.append(trial)
-        with self.watch.measuring("logging"):
-            if self.tracker is not None:
-                self.tracker.log_trial(trial)
-        if candidate is not None and trial.feasible:
-            self.contenders[trial.config.id] = candidate
-        if trial.feasible:
+    def _as_exported(self) -> list[Trial]:
+        """The trials; those whose bytes could not be made again with what others of the same measured."""
+        return [self._anew(trial, self.measured_anew.get(trial.config.id)) for trial in self.trials]
+
+    def _anew(self, trial: Trial, found: tuple[Evaluation, str] | None) -> Trial:
+        if found is None or trial.evaluation is None:
+            return trial
+        evaluation, digest = found
+        beyond = tuple(violations(evaluation, self.space.constraints).items())
+        return replace(trial, evaluation=evaluation, violations=beyond, model_sha256=digest)
+
+    def update(self) -> list[Trial]:
+        """Take in the trials that were finished since the last time, whoever evaluated them; these."""
+        new = self.history.update()
+        for trial in new:
+            with self.watch.measuring("logging"):
+                if self.tracker is not None:
+                    self.tracker.log_trial(trial)
+        if any(trial.feasible for trial in new):
             self.ensure_exported()
             if self._holdout_s() <= HOLDOUT_SHARE * self.budget.run_s:
                 self.hold_out()
-        self.write_tables()
+        if new:
+            self.write_tables()
+        return new
 
     def ensure_exported(self) -> None:
         """The best so far lies on disk, whole; FP32 where nothing is feasible."""
-        best = self.best()
-        if best is None:
-            self._export(self.evaluator.reference, self.evaluator.evaluate(self.evaluator.reference))
-        elif best.config.id != self.exported_id:
-            self._export(*self._measured_candidate(best))
-            self._forget_beaten(best)
+        with self.evaluator.turns.working():
+            while (best := self.best()) is not None and best.config.id != self.exported_id:
+                candidate = self._measured_candidate(best)
+                if candidate is None:
+                    self._measure_anew(best)  # and then it may not be the best any more
+                elif best.evaluation is not None:
+                    self._export(candidate, best.evaluation)
+                    self._forget_beaten(best)
+            if best is None:
+                self._export(self.evaluator.reference, self.evaluator.evaluate(self.evaluator.reference))
 
-    def _measured_candidate(self, best: Trial) -> tuple[Candidate, Evaluation]:
-        """The bytes that were measured; where an earlier run had them, new ones, measured anew."""
-        known = self.contenders.get(best.config.id)
-        if known is not None and best.evaluation is not None:
-            return known, best.evaluation
+    def _measured_candidate(self, best: Trial) -> Candidate | None:
+        """The bytes that were measured; None where they are not at hand and cannot be made again."""
+        kept = self.contenders.load(best.config.id, best.model_sha256)
+        if kept is not None:
+            return Candidate(best.config, kept, self.evaluator.runtime.options(best.config))
+        made = self.evaluator.prepare(best.config)
+        return made if sha256(made.model) == best.model_sha256 else None
+
+    def _measure_anew(self, best: Trial) -> None:
+        """Other bytes of the same configuration, as another machine or another start of training makes them."""
         candidate = self.evaluator.prepare(best.config)
-        return candidate, self.evaluator.evaluate(candidate)
+        evaluation = self.evaluator.evaluate(candidate)
+        digest = self.contenders.keep(best.config.id, candidate.model)
+        store_measured_anew(self.study, evaluation, digest)
+        self.measured_anew[best.config.id] = evaluation, digest
 
     def _forget_beaten(self, best: Trial) -> None:
         """Keep the bytes of those only that may still become the best: about as fast or small as it is."""
         objective = self.space.objectives[0]
         limit = (1 + EQUAL[objective]) * cautious_value(best.evaluation, objective) if best.evaluation else 0.0
-        found = [(trial.config.id, trial.evaluation) for trial in self.trials if trial.evaluation]
-        able = {name for name, evaluation in found if cautious_value(evaluation, objective) <= limit}
-        self.contenders = {name: candidate for name, candidate in self.contenders.items() if name in able}
+        found = [(trial.config.id, trial.evaluation) for trial in self.trials if trial.model_sha256]
+        self.contenders.forget({name for name, e in found if e is None or cautious_value(e, objective) > limit})
 
     def _holdout_s(self) -> float:
         """Seconds spent on the holdout split if it is looked at now, as far as they can be known."""
@@ -117,7 +163,7 @@ class SearchJob:
         best = self.best()
         if best is None or load_holdout(self.study, best.config.id) is not None:
             return
-        with self.watch.measuring("holdout"):
+        with self.watch.measuring("holdout"), self.evaluator.turns.working():
             store_holdout(self.study, best.config.id, self.evaluator.holdout(self._exported_candidate(best)))
         self.holdouts += 1
 
@@ -126,7 +172,8 @@ class SearchJob:
         return Candidate(best.config, model, self.evaluator.runtime.options(best.config))
 
     def recall(self) -> None:
-        """After a resume: whose model lies in the folder, if it is whole."""
+        """After a resume: whose model lies in the folder, if it is whole; what was measured anew."""
+        self.measured_anew = load_measured_anew(self.study)
         certificate = exported(self.folder)
         self.exported_id = None if certificate is None else certificate.config_id
 
@@ -176,6 +223,7 @@ class SearchJob:
             "runtime_version": self.evaluator.runtime.version,
             "machine": machine.describe(),
             "threads": self.evaluator.threads,
+            "workers": self.workers,
             "seed": self.seed,
             "primary": self.evaluator.task.primary,
             "constraints": self.space.constraints.model_dump(),
@@ -237,7 +285,7 @@ class SearchJob:
         return replace(best, evaluation=replace(best.evaluation, kernels=kernels))
 
     def _robustness(self, best: Trial | None) -> dict[str, dict[str, float]]:
-        with self.watch.measuring("robustness"):
+        with self.watch.measuring("robustness"), self.evaluator.turns.working():
             found = {"fp32": self.evaluator.robustness(self.evaluator.reference)}
             if best is not None:
                 found["best"] = self.evaluator.robustness(self._exported_candidate(best))
@@ -247,7 +295,7 @@ class SearchJob:
         """What training gained in each layer of the best, unless that is known already."""
         if best is None or not best.config.qat_layers or load_gains(self.study, best.config.id) is not None:
             return
-        with self.watch.measuring("gains"):
+        with self.watch.measuring("gains"), self.evaluator.turns.working():
             store_gains(self.study, best.config.id, [asdict(g) for g in training_gains(self.evaluator, best.config)])
 
     def _log_files(self, summary: Mapping[str, object]) -> None:

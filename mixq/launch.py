@@ -1,48 +1,36 @@
-"""Opens what a command needs (an evaluator, a search job) and runs a search, with progress on the terminal."""
+"""Opens what a command needs: an evaluator, a search job."""
 
 from __future__ import annotations
 
-import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from mixq import atomic, machine
+from mixq import atomic
 from mixq.array_store import ArrayStore
-from mixq.config import LayerScheme, Precision
+from mixq.config import LayerScheme
 from mixq.errors import InputError
-from mixq.evaluation import Candidate
 from mixq.evaluator import Evaluator
+from mixq.identity import identity_of, prepared_for
 from mixq.job import SearchJob
 from mixq.progress import Progress
 from mixq.runtimes import get_runtime
-from mixq.searcher.choices import Choices, make_choices
-from mixq.searcher.cost import Profiles, take_profiles
-from mixq.searcher.guided import Guide
-from mixq.searcher.run import Budget, enqueue, run
-from mixq.searcher.samplers import get_sampler
+from mixq.searcher.choices import make_choices
+from mixq.searcher.history import History
+from mixq.searcher.interrupted import Watch
+from mixq.searcher.orders import Settings, announce
+from mixq.searcher.run import Budget, enqueue
 from mixq.searcher.space import SearchSpace
-from mixq.searcher.stop import Stop
-from mixq.searcher.study import (
-    Study,
-    fail_interrupted,
-    load_profiles,
-    load_sensitivity,
-    open_study,
-    store_profiles,
-    store_sensitivity,
-    trials_of,
-)
-from mixq.searcher.trial import Trial
-from mixq.searcher.warmstart import analyzed_starts, uniform_starts
+from mixq.searcher.storage import can_share, turn_at
+from mixq.searcher.study import load_sensitivity, open_study
+from mixq.searcher.warmstart import uniform_starts
 from mixq.sensitivity import Sensitivity
 from mixq.sensitivity import analyze as analyze_layers
 from mixq.stopwatch import Stopwatch
 from mixq.task import Task, load_task
 from mixq.tracking import Tracker, default_uri
 
-INT8 = LayerScheme(precision=Precision.INT8)
-ANALYSIS_ROWS = 200  # search rows that a search's own analysis looks at, for INT8: it steers, it does not decide
+PREPARED = "prepared"  # the folder of what long recipe steps and trainings made
 NO_TRACKING = "none"
 
 
@@ -105,69 +93,44 @@ def open_job(
     seed: int,
     budget: Budget,
     progress: Progress,
+    workers: int = 1,
 ) -> SearchJob:
-    """Make the space concrete, open the study, queue what needs no analysis, start the tracking."""
+    """Make the space concrete, open the study, queue what needs no analysis, start the tracking.
+
+    What an earlier run left half-way is queued again; what it did not get to log is logged.
+    """
     choices = make_choices(space, evaluator.graph, evaluator.runtime, evaluator.fingerprint)
     for note in choices.notes:
         progress.warn(f"{note}; left out of the search")
     tracker = None if names.tracking is None else _tracker(names.tracking, folder, names)
-    study = open_study(
-        names.storage or _local_storage(folder),
-        names.study,
-        len(space.objectives),
-        _identity(evaluator, space),
-    )
-    if fail_interrupted(study):
-        progress.warn("a trial of an earlier run was interrupted; it counts as failed")
-    evaluator.keep_in(ArrayStore(folder / "prepared", _prepared_for(evaluator)))
+    storage = names.storage or local_storage(folder)
+    study = open_study(storage, names.study, len(space.objectives), identity_of(evaluator, space))
+    if interrupted := Watch(study).clear_up():
+        progress.warn(f"{interrupted} of an earlier run's trials were interrupted; they are tried again")
+    evaluator.keep_in(ArrayStore(folder / PREPARED, prepared_for(evaluator)))
     watch = Stopwatch({"setup": budget.run_s})
     enqueue(study, "uniform", uniform_starts(choices))
     if names.tracking is None:
         tracker = _tracker(default_uri(folder), folder, names)
     if tracker is not None:
         tracker.start_study(names.study, _study_params(evaluator, space, seed))
-    earlier = trials_of(study)
-    budget = budget.after(earlier)
-    job = SearchJob(evaluator, space, choices, study, folder, names.task, seed, budget, tracker, watch, earlier)
+    history = History(study)
+    for trial in history.update():
+        if tracker is not None:
+            tracker.log_trial(trial)
+    budget = budget.after(history.trials)
+    turn = turn_at(storage, names.study) if workers > 1 or can_share(storage) else nullcontext
+    content = space.model_dump(mode="json")
+    settings = Settings(content, evaluator.runtime.name, evaluator.threads, seed, str(folder.resolve()))
+    announce(study, settings, budget)
+    job = SearchJob(evaluator, space, choices, study, folder, names.task, seed, budget, tracker, watch, history)
+    job.turn, job.workers = turn, workers
     job.sensitivity = load_sensitivity(study)
     job.recall()
     return job
 
 
-def guide_job(job: SearchJob, progress: Progress) -> None:
-    """Analyze, unless the study knows already; from then on its sampler is the space's, and what comes first queued."""
-    job.sensitivity = _sensitivity(job.study, job.evaluator, job.watch, progress)
-    profiles = _profiles(job.study, job.evaluator, job.choices, job.watch)
-    guide = Guide(job.choices, job.evaluator.graph, job.sensitivity, job.space.objectives[0], profiles)
-    job.study.sampler = get_sampler(job.space.sampler, job.choices, guide, job.seed + len(job.study.trials))
-    passed = any(trial.feasible and trial.config.layers_with(Precision.INT8) for trial in job.trials)
-    starts = analyzed_starts(job.choices, job.sensitivity, recipes_first=not passed)
-    enqueue(job.study, "analyzed", starts)
-
-
-def _sensitivity(study: Study, evaluator: Evaluator, watch: Stopwatch, progress: Progress) -> Sensitivity:
-    """Of INT8: what the study has stored, else analyzed now."""
-    known = load_sensitivity(study)
-    if known is not None:
-        return known
-    with watch.measuring("analysis"):
-        found = analyze_with_bar(evaluator, [INT8], ANALYSIS_ROWS, progress)
-    store_sensitivity(study, found)
-    return found
-
-
-def _profiles(study: Study, evaluator: Evaluator, choices: Choices, watch: Stopwatch) -> Profiles:
-    """The layers' times in each precision: what the study has stored, else taken now."""
-    known = load_profiles(study)
-    if known is not None:
-        return known
-    with watch.measuring("profiles"):
-        found = take_profiles(evaluator, choices)
-    store_profiles(study, found)
-    return found
-
-
-def _local_storage(folder: Path) -> str:
+def local_storage(folder: Path) -> str:
     """A SQLite file in `folder`, which is made for it."""
     path = str(folder.resolve() / "study.db")
     if "?" in path:
@@ -190,62 +153,3 @@ def _study_params(evaluator: Evaluator, space: SearchSpace, seed: int) -> dict[s
         "seed": seed,
         "space": space.model_dump(mode="json"),
     }
-
-
-def _identity(evaluator: Evaluator, space: SearchSpace) -> dict[str, str]:
-    """What a study's numbers depend on: it is resumed only where all of this is the same."""
-    return {
-        "model": evaluator.fingerprint,
-        "metric": evaluator.task.primary,
-        "search data": evaluator.data.search_fingerprint(),
-        "space": hashlib.sha256(space.model_dump_json().encode()).hexdigest()[:16],
-        "runtime": f"{evaluator.runtime.name} {evaluator.runtime.version}",
-        "threads": str(evaluator.threads),
-        "cpu": str(machine.describe()["cpu"]),
-    }
-
-
-def _prepared_for(evaluator: Evaluator) -> str:
-    """What the results of recipe steps depend on, besides the steps."""
-    runtime = evaluator.runtime
-    names = (version("mixq"), version("torch"), evaluator.fingerprint, runtime.name, runtime.version)
-    parts = (*names, machine.describe()["cpu"])
-    return " ".join(map(str, parts))
-
-
-def run_job(job: SearchJob, stop: Stop, progress: Progress) -> None:
-    """Search until the budget is spent or a stop is requested, with a bar that shows the best so far.
-
-    The uniform configurations come first: mostly one of them is worth having, long before an analysis is done.
-    """
-    _run(job, stop, progress, "starting", queued_only=True)
-    if not stop.requested:
-        if job.sensitivity is None and job.budget.timed_out:
-            progress.warn("the time is up before the layers were analyzed; only uniform configurations were tried")
-        else:
-            guide_job(job, progress)
-            _run(job, stop, progress, "searching")
-    if stop.requested:
-        progress.say("stopped; the same command goes on from here")
-
-
-def _run(job: SearchJob, stop: Stop, progress: Progress, doing: str, *, queued_only: bool = False) -> None:
-    with progress.bar(job.budget.trials, doing, len(job.trials), job.budget.deadline) as bar:
-
-        def on_trial(trial: Trial, candidate: Candidate | None) -> None:
-            job.on_trial(trial, candidate)
-            bar.step(_standing(job))
-            if trial.state == "failed":
-                progress.warn(f"trial {trial.number} failed: {trial.reason}")
-
-        known = (job.study, job.evaluator, job.choices, job.space, job.budget)
-        run(*known, stop, on_trial, bar.note, job.watch, queued_only=queued_only)
-
-
-def _standing(job: SearchJob) -> str:
-    """The best so far, for the bar."""
-    best = job.best()
-    if best is None or best.evaluation is None:
-        return "nothing within the constraints yet"
-    found = best.evaluation
-    return f"best: {found.speedup.median:.2f}× faster, {found.compression:.2f}× smaller, drop {found.drop:+.4f}"

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent / "mixq"
 
 # Left never imports right. What stands on one line is one level, and its members may import each other downwards.
 LEVELS = (
-    ("errors", "validation"),
-    ("config", "machine", "stopwatch", "progress", "atomic", "array_store", "turns"),
+    ("errors", "validation", "urls"),
+    ("config", "machine", "stopwatch", "progress", "atomic", "array_store", "turns", "process"),
     ("affine",),
     ("task", "dataset", "corruptions", "measures", "deltas"),
     ("graph",),
@@ -29,8 +29,9 @@ LEVELS = (
     ("front", "shadow", "sensitivity", "gains", "devices"),
     ("searcher",),
     ("certificate", "probe", "exporter", "verifier", "trial_record", "tracking", "report"),
-    ("job",),
-    ("launch",),
+    ("identity", "contenders", "job"),
+    ("launch", "crew"),
+    ("lead", "worker"),
     ("api",),
     ("show", "together"),
     ("cli",),

@@ -23,7 +23,7 @@ from mixq import measures
 from mixq.config import LayerScheme, Precision
 from mixq.evaluator import Evaluator
 from mixq.latency import measure_pair
-from mixq.launch import ANALYSIS_ROWS
+from mixq.lead import ANALYSIS_ROWS
 from mixq.runtimes import get_runtime
 from mixq.searcher.choices import Choices, Params, make_choices
 from mixq.searcher.cost import CostModel, Observation, take_profiles

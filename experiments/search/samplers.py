@@ -24,7 +24,8 @@ from experiments.etinynet.task import EtinyNet
 from experiments.tables import machine_line, markdown
 from experiments.tiny_darknet.task import TinyDarknet
 from mixq.evaluator import Evaluator
-from mixq.launch import Names, guide_job, open_job
+from mixq.launch import Names, open_job
+from mixq.lead import guide_job
 from mixq.progress import Progress
 from mixq.runtimes import get_runtime
 from mixq.searcher.objective import cautious_value, objective_value
@@ -111,7 +112,7 @@ def searched(evaluator: Evaluator, sampler: str, seed: int, seconds: float, max_
         known.sensitivity, known.profiles = job.sensitivity, load_profiles(job.study)
         now = time.monotonic()
         budget = Budget(10**6, now, now + seconds)
-        run(job.study, evaluator, job.choices, space, budget, Stop(), lambda trial, _: trials.append(trial))
+        run(job.study, evaluator, job.choices, space, budget, Stop(), trials.append)
     return Run(sampler, tuple(trials))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from mixq.evaluation import Evaluation, Glimpse
@@ -47,6 +48,12 @@ def best_of(trials: Sequence[Trial], objective: Objective) -> Trial | None:
     limit = (1 + EQUAL[objective]) * min(cautious_value(found, objective) for _, found in feasible)
     equals = [pair for pair in feasible if cautious_value(pair[1], objective) <= limit]
     return min(equals, key=lambda pair: _distance(pair[1]))[0]
+
+
+def is_contender(found: Evaluation, trials: Sequence[Trial], objective: Objective) -> bool:
+    """Whether a feasible evaluation, after these trials, may be that of the best, now or after others."""
+    known = [cautious_value(trial.evaluation, objective) for trial in trials if trial.feasible and trial.evaluation]
+    return cautious_value(found, objective) <= (1 + EQUAL[objective]) * min(known, default=math.inf)
 
 
 def cautious_value(evaluation: Evaluation, objective: Objective) -> float:

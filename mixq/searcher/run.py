@@ -1,25 +1,35 @@
-"""The search loop: ask, evaluate on the runtime, tell; a callback sees every finished trial."""
+"""The search loop: ask, evaluate on the runtime, tell; a callback sees every finished trial.
+
+Any number of processes may run it on one study. They propose in turn, so that none proposes what another evaluates.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
+from mixq.config import MixedPrecisionConfig
 from mixq.errors import MixqError
 from mixq.evaluation import Candidate, DroppedError, Evaluation, Glimpse
 from mixq.evaluator import Evaluator
 from mixq.searcher.choices import Choices, Params
+from mixq.searcher.history import History
+from mixq.searcher.interrupted import Heart
 from mixq.searcher.judge import judge_for
-from mixq.searcher.objective import objective_value, violations
+from mixq.searcher.objective import is_contender, objective_value, violations
 from mixq.searcher.samplers import distributions
 from mixq.searcher.space import SearchSpace
-from mixq.searcher.stop import Stop
+from mixq.searcher.stop import Ending
+from mixq.searcher.storage import Turn
 from mixq.searcher.study import (
     ELAPSED,
+    MODEL_SHA256,
     ORIGIN,
     REASON,
     SECONDS,
@@ -28,7 +38,6 @@ from mixq.searcher.study import (
     store_found,
     store_trial,
     trial_of,
-    trials_of,
 )
 from mixq.searcher.trial import Trial
 from mixq.stopwatch import Stopwatch
@@ -36,7 +45,9 @@ from mixq.stopwatch import Stopwatch
 QUEUED = "mixq:queued"
 REPEATS = 5  # proposals in a row that were all evaluated before: the space is used up
 
-OnTrial = Callable[[Trial, Candidate | None], None]
+OnTrial = Callable[[Trial], None]
+Keep = Callable[[Candidate], str]
+"""Keeps the bytes that were measured, of what may become the best; their SHA-256."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +83,15 @@ class Budget:
 
 def enqueue(study: optuna.Study, name: str, starts: Sequence[tuple[str, Params]]) -> None:
     """Queue the starts called `name`, once in the life of a study."""
-    if study.user_attrs.get(f"{QUEUED}:{name}"):
+    if is_queued(study, name):
         return
     for origin, params in starts:
         study.enqueue_trial(dict(params), user_attrs={ORIGIN: origin}, skip_if_exists=True)
     study.set_user_attr(f"{QUEUED}:{name}", True)
+
+
+def is_queued(study: optuna.Study, name: str) -> bool:
+    return bool(study.user_attrs.get(f"{QUEUED}:{name}"))
 
 
 def run(
@@ -85,53 +100,97 @@ def run(
     choices: Choices,
     space: SearchSpace,
     budget: Budget,
-    stop: Stop,
+    stop: Ending,
     on_trial: OnTrial,
     progress: Callable[[str], None] | None = None,
     watch: Stopwatch | None = None,
     *,
     queued_only: bool = False,
+    turn: Turn = nullcontext,
+    keep: Keep | None = None,
 ) -> None:
     """Evaluate configurations until the budget is spent, a stop is requested, or the space is used up.
 
     `watch` measures what is spent on proposing them and on keeping the study. queued_only: until the queue is empty.
+    turn: among the processes that propose. keep: is given what may become the best, before others learn of it.
     """
-    watch = watch or Stopwatch()
-    repeats, trials = 0, trials_of(study)
-    while not stop.requested and not budget.timed_out and repeats < REPEATS:
-        if queued_only and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            return
-        with watch.measuring("propose"):
-            seen = seen_configs(study)
-            if len(seen) >= budget.trials:
-                return
-            asked = study.ask(distributions(choices))
-        config = choices.config({name: str(value) for name, value in asked.params.items()})
-        if config.id in seen:
-            study.tell(asked, state=TrialState.PRUNED)
-            repeats += 1
-            continue
-        repeats = 0
-        origin = asked.user_attrs.get(ORIGIN, space.sampler)
-        with watch.measuring("keep the study"):
-            store_trial(asked, config, origin)
-        start, candidate = time.perf_counter(), None
-        try:
+    watch, history, repeats = watch or Stopwatch(), History(study), 0
+    with Heart() as heart:
+        while not stop.requested and not budget.timed_out and repeats < REPEATS:
+            with watch.measuring("propose"), turn():
+                if _is_spent(study, budget, queued_only):
+                    return
+                asked, config = _proposed(study, choices, space)
+            repeats = repeats + 1 if config is None else 0
+            if config is None:
+                continue
+            heart.beat_for(asked)
+            history.update()
+            start = time.perf_counter()
+            try:
+                found, candidate = _evaluated(evaluator, asked, config, space, history.trials, progress)
+                with watch.measuring("keep the study"):
+                    if keep is not None and candidate is not None and _is_promising(found, space, history.trials):
+                        asked.set_user_attr(MODEL_SHA256, keep(candidate))
+                    asked.set_user_attr(SECONDS, time.perf_counter() - start)
+                    asked.set_user_attr(ELAPSED, budget.elapsed_s)
+                    _tell(study, asked, found, space)
+            except UpdateFinishedTrialError:
+                continue  # this process seemed to be gone, and another one tries it again
+            finally:
+                heart.beat_for(None)
+            on_trial(trial_of(study.get_trials(deepcopy=False)[asked.number]))
+
+
+def _is_spent(study: optuna.Study, budget: Budget, queued_only: bool) -> bool:
+    if queued_only and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        return True
+    return len(seen_configs(study)) >= budget.trials
+
+
+def _proposed(
+    study: optuna.Study, choices: Choices, space: SearchSpace
+) -> tuple[optuna.Trial, MixedPrecisionConfig | None]:
+    """A trial that runs, and its configuration; None where that was seen before, and the trial is over."""
+    seen = seen_configs(study)
+    asked = study.ask(distributions(choices))
+    config = choices.config({name: str(value) for name, value in asked.params.items()})
+    if config.id in seen:
+        study.tell(asked, state=TrialState.PRUNED)
+        return asked, None
+    store_trial(asked, config, asked.user_attrs.get(ORIGIN, space.sampler))
+    return asked, config
+
+
+def _evaluated(
+    evaluator: Evaluator,
+    asked: optuna.Trial,
+    config: MixedPrecisionConfig,
+    space: SearchSpace,
+    trials: Sequence[Trial],
+    progress: Callable[[str], None] | None,
+) -> tuple[Evaluation | Glimpse | None, Candidate | None]:
+    """What was found, None where it failed; and the candidate, where it was evaluated whole."""
+    origin = asked.user_attrs[ORIGIN]
+    try:
+        with evaluator.turns.working():
             before_training = judge_for(origin, space, trials, trains=bool(config.qat_layers))
             candidate = evaluator.prepare(config, progress, before_training)
-            found: Evaluation | Glimpse | None = evaluator.evaluate(candidate, judge_for(origin, space, trials))
-        except DroppedError as dropped:
-            asked.set_user_attr(REASON, dropped.reason)
-            found = dropped.glimpse
-        except (MixqError, RuntimeError, MemoryError) as error:  # the next configuration may not have this trouble
-            asked.set_user_attr(REASON, f"{type(error).__name__}: {error}")
-            found = None
-        with watch.measuring("keep the study"):
-            asked.set_user_attr(SECONDS, time.perf_counter() - start)
-            asked.set_user_attr(ELAPSED, budget.elapsed_s)
-            _tell(study, asked, found, space)
-            trials.append(trial_of(study.get_trials(deepcopy=False)[asked.number]))
-        on_trial(trials[-1], candidate if isinstance(found, Evaluation) else None)
+            return evaluator.evaluate(candidate, judge_for(origin, space, trials)), candidate
+    except DroppedError as dropped:
+        asked.set_user_attr(REASON, dropped.reason)
+        return dropped.glimpse, None
+    except UpdateFinishedTrialError:
+        raise
+    except (MixqError, RuntimeError, MemoryError) as error:  # the next configuration may not have this trouble
+        asked.set_user_attr(REASON, f"{type(error).__name__}: {error}")
+        return None, None
+
+
+def _is_promising(found: Evaluation | Glimpse | None, space: SearchSpace, trials: Sequence[Trial]) -> bool:
+    if not isinstance(found, Evaluation) or any(value > 0 for value in violations(found, space.constraints).values()):
+        return False
+    return is_contender(found, trials, space.objectives[0])
 
 
 def _tell(study: optuna.Study, asked: optuna.Trial, found: Evaluation | Glimpse | None, space: SearchSpace) -> None:
@@ -139,7 +198,6 @@ def _tell(study: optuna.Study, asked: optuna.Trial, found: Evaluation | Glimpse 
         study.tell(asked, state=TrialState.FAIL)
         return
     store_found(asked, found)
-    # Constraints come last: a retried trial inherits old ones, and a second set is ignored.
     for name, value in violations(found, space.constraints).items():
         asked.set_constraint(name, value)
     values = [objective_value(found, objective) for objective in space.objectives]

@@ -78,6 +78,13 @@ class SearchSpace(_Part):
     constraints: Constraints = Constraints()
     sampler: SamplerName = "guided"
 
+    @property
+    def depends_on_time(self) -> bool:
+        """Whether what is best is a matter of times, which differ from machine to machine."""
+        limits = self.constraints
+        timed = limits.max_latency_ms is not None or limits.max_train_seconds is not None
+        return timed or any(objective != "size" for objective in self.objectives)
+
     @field_validator("precisions", "stages", "activations", "rest", "objectives")
     @classmethod
     def _each_once(cls, values: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,6 +7,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Protocol
+
+
+class Ending(Protocol):
+    """What may end a search after the trial in flight."""
+
+    @property
+    def requested(self) -> bool: ...
 
 
 class Stop:

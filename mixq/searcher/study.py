@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import re
-import sqlite3
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter
-from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
 from mixq.config import MixedPrecisionConfig
-from mixq.errors import InputError, first_line
+from mixq.errors import InputError
 from mixq.evaluation import Evaluation, Glimpse
+from mixq.process import ProcessId
+from mixq.searcher.storage import open_storage, refused
 from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity
+from mixq.urls import redacted
 
 IDENTITY, SENSITIVITY, CONFIG, CONFIG_ID, EVALUATION, GLIMPSE, ORIGIN, REASON, SECONDS, ELAPSED, VALUES, PROFILES = (
     f"mixq:{name}"
@@ -39,15 +38,15 @@ IDENTITY, SENSITIVITY, CONFIG, CONFIG_ID, EVALUATION, GLIMPSE, ORIGIN, REASON, S
 )
 HOLDOUT = "mixq:holdout"
 GAINS = "mixq:gains"
-LOCK_SECONDS = 60
-PRIMARY_CODE = 0xFF  # of an SQLite error; the higher bits tell its kind
-# Optuna knows what to do about a lock that is held or a query that is too long, but not about these.
-UNUSABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+ANEW = "mixq:measured_anew"
+WORKER, BEAT, ATTEMPT, MODEL_SHA256 = "mixq:worker", "mixq:beat", "mixq:attempt", "mixq:model_sha256"
+MOST_ATTEMPTS = 3  # of a configuration whose process is killed each time: it may be what kills
 
 Study = optuna.Study
 
 # Building one takes milliseconds.
 _SENSITIVITIES, _EVALUATIONS, _GLIMPSES = TypeAdapter(Sensitivity), TypeAdapter(Evaluation), TypeAdapter(Glimpse)
+_INTERRUPTED = f"interrupted: its process was killed, {MOST_ATTEMPTS} times"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 STATES: Mapping[TrialState, Literal["complete", "pruned", "failed"]] = {
     TrialState.COMPLETE: "complete",
@@ -59,44 +58,45 @@ STATES: Mapping[TrialState, Literal["complete", "pruned", "failed"]] = {
 def open_study(storage: str, name: str, objectives: int, identity: Mapping[str, str]) -> Study:
     """The study `name`, new or resumed. Raises InputError, with what differs, where it is one of another identity."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    opened = open_storage(storage)
     try:
         study = optuna.create_study(
-            storage=_storage(storage),
-            study_name=name,
-            directions=["minimize"] * objectives,
-            load_if_exists=True,
+            storage=opened, study_name=name, directions=["minimize"] * objectives, load_if_exists=True
         )
-    except (SQLAlchemyError, ImportError, LookupError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"the study storage {redacted(storage)} cannot be opened: {first_line(error)}; give a URL of Optuna's, "
-            "e.g. sqlite:////folder/that/exists/study.db"
-        ) from error
-    known = study.user_attrs.get(IDENTITY)
-    if known is None:
+    except (SQLAlchemyError, ValueError, RuntimeError) as error:
+        raise refused(storage, error) from None
+    if IDENTITY not in study.user_attrs:
         study.set_user_attr(IDENTITY, dict(identity))
-    elif known != dict(identity):
-        differing = sorted(key for key in {*known, *identity} if known.get(key) != identity.get(key))
-        details = "; ".join(f"{key}: {known.get(key)} then, {identity.get(key)} now" for key in differing)
-        raise InputError(
-            f"the study {name!r} was made for something else ({details}); give another --study or --out, "
-            "or the same arguments as then"
-        )
+    check_identity(study, identity)
     return study
 
 
-def redacted(url: str) -> str:
-    """The URL without a password, be it in the credentials or in the query."""
-    scheme, separator, rest = re.sub(r"(?i)(password=)[^&]*", r"\1***", url).partition("://")
-    credentials, at, host = rest.rpartition("@")
-    return f"{scheme}{separator}{credentials.partition(':')[0]}:***@{host}" if at else f"{scheme}{separator}{rest}"
+def join_study(storage: str, name: str) -> Study:
+    """The study `name` that a search has opened. Raises InputError where there is none."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    opened = open_storage(storage)
+    try:
+        return optuna.load_study(study_name=name, storage=opened)
+    except KeyError:
+        known = ", ".join(sorted(optuna.get_all_study_names(opened))) or "none"
+        raise InputError(
+            f"there is no study {name!r} in {redacted(storage)} (there: {known}); give the --study and --storage of a "
+            "mixq search that was started"
+        ) from None
+    except (SQLAlchemyError, ValueError, RuntimeError) as error:
+        raise refused(storage, error) from None
 
 
-def fail_interrupted(study: Study) -> int:
-    """Trials that a killed run left RUNNING become failed; their number."""
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in running:
-        study.tell(trial.number, state=TrialState.FAIL)
-    return len(running)
+def check_identity(study: Study, identity: Mapping[str, str]) -> None:
+    """Raises InputError, with what differs, where the study is one of another identity."""
+    known: Mapping[str, str] = study.user_attrs.get(IDENTITY, {})
+    if known != dict(identity):
+        differing = sorted(key for key in {*known, *identity} if known.get(key) != identity.get(key))
+        details = "; ".join(f"{key}: {known.get(key)} then, {identity.get(key)} now" for key in differing)
+        raise InputError(
+            f"the study {study.study_name!r} was made for something else ({details}); give another --study or --out, "
+            "or the same arguments as then"
+        )
 
 
 def load_sensitivity(study: Study) -> Sensitivity | None:
@@ -138,7 +138,20 @@ def store_gains(study: Study, config_id: str, found: Sequence[Mapping[str, Any]]
     study.set_user_attr(f"{GAINS}:{config_id}", [dict(gain) for gain in found])
 
 
+def load_measured_anew(study: Study) -> dict[str, tuple[Evaluation, str]]:
+    """By configuration: what bytes that are not those of its trial measured, and the SHA-256 of these."""
+    prefix = f"{ANEW}:"
+    found = {key.removeprefix(prefix): value for key, value in study.user_attrs.items() if key.startswith(prefix)}
+    return {name: (_EVALUATIONS.validate_python(value["evaluation"]), value["sha256"]) for name, value in found.items()}
+
+
+def store_measured_anew(study: Study, found: Evaluation, digest: str) -> None:
+    value = {"evaluation": _EVALUATIONS.dump_python(found, mode="json"), "sha256": digest}
+    study.set_user_attr(f"{ANEW}:{found.config_id}", value)
+
+
 def store_trial(trial: optuna.Trial, config: MixedPrecisionConfig, origin: str) -> None:
+    trial.set_user_attr(WORKER, ProcessId.own().to_json())
     trial.set_user_attr(CONFIG, config.to_json(indent=None))
     trial.set_user_attr(CONFIG_ID, config.id)
     trial.set_user_attr(ORIGIN, origin)
@@ -164,14 +177,30 @@ def load_glimpse(frozen: FrozenTrial) -> Glimpse | None:
 
 def trials_of(study: Study) -> list[Trial]:
     """Every evaluated, pruned or failed trial, in order."""
-    frozen = study.get_trials(deepcopy=False, states=FINISHED)
-    # Without a configuration: killed before it had one, or a proposal of one that was evaluated before.
-    return [trial_of(trial) for trial in frozen if CONFIG in trial.user_attrs]
+    return [trial_of(trial) for trial in counted(study.get_trials(deepcopy=False, states=FINISHED))]
+
+
+def counted(frozen: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Those that are trials of ours.
+
+    Not those without a configuration: killed before they had one, or a proposal of one that was evaluated before. Nor
+    those whose process was killed, which are tried again.
+    """
+    return [trial for trial in frozen if CONFIG in trial.user_attrs and not to_retry(trial)]
+
+
+def to_retry(trial: FrozenTrial) -> bool:
+    """Whether its process was killed, and it is to be tried again."""
+    return (
+        trial.state is TrialState.FAIL
+        and REASON not in trial.user_attrs
+        and trial.user_attrs.get(ATTEMPT, 1) < MOST_ATTEMPTS
+    )
 
 
 def seen_configs(study: Study) -> set[str]:
-    """Ids of all configurations that were evaluated, pruned or failed."""
-    trials = study.get_trials(deepcopy=False, states=FINISHED)
+    """Ids of all configurations that were evaluated, pruned or failed, or are being evaluated."""
+    trials = counted(study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING)))
     return {trial.user_attrs[CONFIG_ID] for trial in trials if CONFIG_ID in trial.user_attrs}
 
 
@@ -190,29 +219,6 @@ def trial_of(frozen: FrozenTrial) -> Trial:
         glimpse=load_glimpse(frozen) if state == "pruned" else None,
         violations=tuple(sorted(frozen.constraints.items())),
         elapsed_s=float(attributes.get(ELAPSED, 0.0)),
-        reason=str(attributes.get(REASON, "interrupted: the run was killed" if state == "failed" else "")),
+        reason=str(attributes.get(REASON, _INTERRUPTED if state == "failed" else "")),
+        model_sha256=str(attributes.get(MODEL_SHA256, "")),
     )
-
-
-def _storage(url: str) -> optuna.storages.BaseStorage | str:
-    if not url.startswith("sqlite"):
-        return url
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}})
-
-    @event.listens_for(storage.engine, "connect")
-    def set_pragmas(connection: Any, _record: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    @event.listens_for(storage.engine, "handle_error")
-    def explain(context: Any) -> None:
-        if getattr(context.original_exception, "sqlite_errorcode", 0) & PRIMARY_CODE in UNUSABLE:
-            raise InputError(
-                f"the study storage {url} cannot be used: {first_line(context.original_exception)}; is its disk full? "
-                "The same command, given again, goes on from the last trial"
-            )
-
-    storage.engine.dispose()  # the connection that made the tables has not got them
-    return storage

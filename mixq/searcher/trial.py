@@ -16,6 +16,7 @@ class Trial:
     glimpse: of a pruned trial, what was seen before it was let go. violations: by constraint, how far beyond it
     (≤ 0: met). reason: why a trial failed or was let go.
     elapsed_s: seconds of searching from the study's start to this trial's end, pauses between runs left out.
+    model_sha256: of the bytes that were measured; "" where they were not kept for long.
     """
 
     number: int
@@ -28,6 +29,7 @@ class Trial:
     reason: str = ""
     elapsed_s: float = 0.0
     glimpse: Glimpse | None = None
+    model_sha256: str = ""
 
     @property
     def feasible(self) -> bool:

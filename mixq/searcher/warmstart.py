@@ -14,6 +14,7 @@ from mixq.searcher.choices import RATE, RECIPE, REST, STEPS, Choices, Params, Un
 from mixq.sensitivity import Sensitivity
 
 INT8, FP32 = LayerScheme(precision=Precision.INT8), LayerScheme(precision=Precision.FP32)
+ANALYZED = "analyzed"  # the name of the starts that need the analysis: once they are queued, any sampler may propose
 FLOATS = (Precision.BF16, Precision.FP16, Precision.FP32)
 
 

@@ -21,11 +21,9 @@ from mixq.searcher.samplers import distributions
 from mixq.searcher.study import (
     REASON,
     Study,
-    fail_interrupted,
     load_holdout,
     load_sensitivity,
     open_study,
-    redacted,
     seen_configs,
     store_found,
     store_holdout,
@@ -34,6 +32,7 @@ from mixq.searcher.study import (
     trials_of,
 )
 from mixq.sensitivity import Sensitivity
+from mixq.urls import redacted
 from tests.searcher.toy import MODEL, Search, Toy, choices_of, config_ids, space
 
 TOY = Toy.random(3)
@@ -76,33 +75,6 @@ def test_what_an_identity_lacks_differs_too(tmp_path: Path) -> None:
     opened(tmp_path)
     with pytest.raises(InputError, match=r"\(cpu: None then, EPYC now\)"):
         opened(tmp_path, {**IDENTITY, "cpu": "EPYC"})
-
-
-def test_interrupted_trials_become_failed(tmp_path: Path) -> None:
-    study = opened(tmp_path)
-    started = study.ask(distributions(choices_of(TOY, space())))
-    store_trial(started, uniform("int8"), "guided")
-    study.ask()  # killed before it had a configuration
-    again = opened(tmp_path)
-    assert fail_interrupted(again) == 2
-    assert fail_interrupted(again) == 0
-    (trial,) = trials_of(again)
-    assert (trial.state, trial.evaluation, trial.feasible) == ("failed", None, False)
-    assert trial.reason == "interrupted: the run was killed"
-    assert trial.config == uniform("int8")
-
-
-def test_an_interrupted_configuration_is_not_tried_again(tmp_path: Path) -> None:
-    """It may be what killed the run."""
-    study = opened(tmp_path)
-    started = study.ask(distributions(choices_of(TOY, space())))
-    store_trial(started, uniform("int8"), "guided")
-    again = opened(tmp_path)
-    fail_interrupted(again)
-    assert seen_configs(again) == {uniform("int8").id}
-    found = Search(TOY, space(), study=again).run(1000)
-    assert len(found) == 27
-    assert config_ids(found).count(uniform("int8").id) == 1
 
 
 def full_evaluation() -> Evaluation:

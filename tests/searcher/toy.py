@@ -206,7 +206,7 @@ class Search:
             self.wanted,
             budget,
             stop or Stop(),
-            lambda trial, _candidate: self.finished.append(trial),
+            self.finished.append,
         )
         return trials_of(self.study)
 

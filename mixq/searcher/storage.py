@@ -1,0 +1,118 @@
+"""Where studies are stored: SQLite for the processes of one host, PostgreSQL for those of many."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import sqlite3
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+
+from mixq.errors import InputError, first_line
+from mixq.urls import redacted, without_secrets
+
+LOCK_SECONDS = 60
+PRIMARY_CODE = 0xFF  # of an SQLite error; the higher bits tell its kind
+# Optuna knows what to do about a lock that is held or a query that is too long, but not about these.
+UNUSABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+SQLITE, POSTGRESQL = "sqlite", "postgresql"
+KEY_BYTES = 8  # of an advisory lock of PostgreSQL's
+
+Turn = Callable[[], AbstractContextManager[None]]
+
+
+def open_storage(url: str) -> optuna.storages.BaseStorage:
+    """Raises InputError, the URL in it without its password, where there is no such storage."""
+    try:
+        return _opened(url)
+    except (SQLAlchemyError, ImportError, LookupError, ValueError, RuntimeError) as error:
+        raise refused(url, error) from (None if "@" in url else error)  # a traceback may show the password
+
+
+def refused(url: str, error: Exception) -> InputError:
+    """What to say where a storage cannot be opened."""
+    return InputError(
+        f"the study storage {redacted(url)} cannot be opened: {without_secrets(first_line(error), url)}; "
+        f"give a URL of Optuna's, e.g. sqlite:////folder/that/exists/study.db{_driver_hint(url, error)}"
+    )
+
+
+def turn_at(url: str, name: str) -> Turn:
+    """A lock that the processes that work on study `name` take in turn; it dies with its holder.
+
+    Raises InputError where the storage has none.
+    """
+    url = url.format(SCHEMA_VERSION="")  # as Optuna does it
+    parsed = sqlalchemy.make_url(url)
+    backend = parsed.get_backend_name()
+    if backend == SQLITE:
+        path = parsed.database
+        return nullcontext if path in {None, "", ":memory:"} else lambda: _file_turn(Path(f"{path}.turn"))
+    if backend == POSTGRESQL:
+        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool)
+        key = int.from_bytes(hashlib.sha256(f"mixq {name}".encode()).digest()[:KEY_BYTES], signed=True)
+        return lambda: _advisory_turn(engine, key)
+    raise InputError(f"several workers need a storage of sqlite:// or postgresql://, got {redacted(url)}")
+
+
+def can_share(url: str) -> bool:
+    """Whether several processes may work on a study there."""
+    return sqlalchemy.make_url(url).get_backend_name() in {SQLITE, POSTGRESQL}
+
+
+def _opened(url: str) -> optuna.storages.BaseStorage:
+    kind = url.partition(":")[0].partition("+")[0]
+    if kind not in {SQLITE, POSTGRESQL}:
+        return optuna.storages.get_storage(url)
+    waiting = {"connect_args": {"timeout": LOCK_SECONDS}} if kind == SQLITE else {"pool_pre_ping": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = optuna.storages.RDBStorage(url, engine_kwargs=waiting)
+    if kind == SQLITE:
+        _set_up_sqlite(storage.engine, url)
+    return storage
+
+
+def _set_up_sqlite(engine: sqlalchemy.Engine, url: str) -> None:
+    @event.listens_for(engine, "connect")
+    def set_pragmas(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    @event.listens_for(engine, "handle_error")
+    def explain(context: Any) -> None:
+        if getattr(context.original_exception, "sqlite_errorcode", 0) & PRIMARY_CODE in UNUSABLE:
+            raise InputError(
+                f"the study storage {url} cannot be used: {first_line(context.original_exception)}; is its disk full? "
+                "The same command, given again, goes on from the last trial"
+            )
+
+    engine.dispose()  # the connection that made the tables has not got them
+
+
+def _driver_hint(url: str, error: Exception) -> str:
+    missing = isinstance(error, ImportError) and url.startswith(POSTGRESQL)
+    return "; for PostgreSQL, pip install 'mixq[postgres]'" if missing else ""
+
+
+@contextmanager
+def _file_turn(path: Path) -> Iterator[None]:
+    # Not the database's own file: closing a descriptor of it would undo SQLite's locks in this process.
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _advisory_turn(engine: sqlalchemy.Engine, key: int) -> Iterator[None]:
+    with engine.connect() as connection:  # the lock ends with the connection
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
+        yield

@@ -1,0 +1,29 @@
+"""URLs of stores as they may be shown: without passwords."""
+
+from __future__ import annotations
+
+import re
+
+HIDDEN = "***"
+
+
+def redacted(url: str) -> str:
+    """The URL without a password, be it in the credentials or in the query."""
+    scheme, separator, rest = re.sub(r"(?i)((?:password|token)=)[^&]*", rf"\1{HIDDEN}", url).partition("://")
+    credentials, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}{credentials.partition(':')[0]}:{HIDDEN}@{host}" if at else f"{scheme}{separator}{rest}"
+
+
+def without_secrets(text: str, url: str) -> str:
+    """`text`, which may quote the URL or its password, with neither of them."""
+    found = text.replace(url, redacted(url))
+    for secret in _secrets(url):
+        found = found.replace(secret, HIDDEN)
+    return found
+
+
+def _secrets(url: str) -> list[str]:
+    rest = url.partition("://")[2]
+    credentials, at, _ = rest.rpartition("@")
+    password = credentials.partition(":")[2] if at else ""
+    return [secret for secret in (password, *re.findall(r"(?i)(?:password|token)=([^&]+)", url)) if secret]
