@@ -108,7 +108,7 @@ def search(
     of the study; timeout in seconds. storage: Optuna URL, by default a SQLite file in `out`; tracking: MLflow URI,
     by default a SQLite file in `out`, "none" for none. workers: processes on this host that evaluate; `work` joins more
     from anywhere. Ends after the trials in flight on Ctrl-C or SIGTERM. Writes the files that the README lists, all of
-    them current after every trial. Raises InputError for bad input, and where another search is at work in `out`.
+    them current after every trial. Raises InputError for bad input, and where another search leads the study.
     """
     began, progress = time.monotonic(), Progress(quiet)
     if trials < 1 or seed < 0:
@@ -122,7 +122,7 @@ def search(
     evaluator.data.warn_if_splits_are_equal()
     names = Names(task_name(task), study or task_name(task).rpartition(":")[2], storage, tracking)
     budget = Budget(trials, began, None if timeout is None else began + timeout)
-    with atomic.claimed(folder), stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         job = open_job(evaluator, wanted, folder, names, seed, budget, progress, workers)
         store = storage or local_storage(folder)
         crew = None if workers == 1 else Crew(names.task, names.study, store, workers, threads, progress)

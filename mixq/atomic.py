@@ -11,7 +11,6 @@ from pathlib import Path
 
 from mixq.errors import InputError
 
-CLAIM = ".lock"
 _FREE_SPACE = "free some space there, or choose another folder"
 _REMEDIES = {
     errno.ENOSPC: _FREE_SPACE,
@@ -98,26 +97,6 @@ def locked(folder: str | Path, exclusive: bool = False) -> Iterator[None]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
-
-
-@contextmanager
-def claimed(folder: str | Path) -> Iterator[None]:
-    """Be the one process that leads the work in `folder`, which is made. Raises InputError where another does."""
-    make_folder(folder)
-    path = Path(folder, CLAIM)
-    with _explained(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another mixq search is at work in {folder}; wait for it to end, or give another --out; "
-                "mixq worker joins it"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _write_new(path: Path, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -48,7 +49,13 @@ class Crew:
         for member in self._alive():
             member.kill()
         for member in self._alive():
-            member.wait()
+            with member:  # closes its output
+                member.wait()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all members can evaluate, as each says on its standard output, or have ended."""
+        return all(member.stdout and select.select([member.stdout], [], [], 0)[0] for member in self._alive())
 
     @property
     def is_at_work(self) -> bool:
@@ -66,9 +73,10 @@ class Crew:
             self._finished, self._deaths = finished, 0
         for number, member in enumerate(self._members):
             code = None if member is None else member.poll()
-            if code is None:
+            if member is None or code is None:
                 continue
-            self._members[number] = None
+            with member:
+                self._members[number] = None
             if code == REFUSED:
                 raise InputError(f"worker {number + 1} cannot work; it says why above")
             if code:
@@ -88,7 +96,7 @@ class Crew:
         with _on(machine.share_of_cores(number, self.size, self.threads)):
             # The task is the one that this process runs itself.
             return subprocess.Popen(  # noqa: S603
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
             )
 
     def _alive(self) -> Sequence[subprocess.Popen[bytes]]:

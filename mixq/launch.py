@@ -18,7 +18,7 @@ from mixq.runtimes import get_runtime
 from mixq.searcher.choices import make_choices
 from mixq.searcher.history import History
 from mixq.searcher.interrupted import Watch
-from mixq.searcher.orders import Settings, announce
+from mixq.searcher.orders import Settings, take_the_lead
 from mixq.searcher.run import Budget, enqueue
 from mixq.searcher.space import SearchSpace
 from mixq.searcher.storage import can_share, turn_at
@@ -105,6 +105,13 @@ def open_job(
     tracker = None if names.tracking is None else _tracker(names.tracking, folder, names)
     storage = names.storage or local_storage(folder)
     study = open_study(storage, names.study, len(space.objectives), identity_of(evaluator, space))
+    turn = turn_at(storage, names.study) if workers > 1 or can_share(storage) else nullcontext
+    history = History(study)
+    earlier = history.update()
+    budget = budget.after(earlier)
+    content = space.model_dump(mode="json")
+    settings = Settings(content, evaluator.runtime.name, evaluator.threads, seed, str(folder.resolve()))
+    take_the_lead(study, settings, budget, turn)
     if interrupted := Watch(study).clear_up():
         progress.warn(f"{interrupted} of an earlier run's trials were interrupted; they are tried again")
     evaluator.keep_in(ArrayStore(folder / PREPARED, prepared_for(evaluator)))
@@ -114,15 +121,8 @@ def open_job(
         tracker = _tracker(default_uri(folder), folder, names)
     if tracker is not None:
         tracker.start_study(names.study, _study_params(evaluator, space, seed))
-    history = History(study)
-    for trial in history.update():
-        if tracker is not None:
+        for trial in earlier:  # those that a killed run did not get to
             tracker.log_trial(trial)
-    budget = budget.after(history.trials)
-    turn = turn_at(storage, names.study) if workers > 1 or can_share(storage) else nullcontext
-    content = space.model_dump(mode="json")
-    settings = Settings(content, evaluator.runtime.name, evaluator.threads, seed, str(folder.resolve()))
-    announce(study, settings, budget)
     job = SearchJob(evaluator, space, choices, study, folder, names.task, seed, budget, tracker, watch, history)
     job.turn, job.workers = turn, workers
     job.sensitivity = load_sensitivity(study)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 from mixq.config import LayerScheme, Precision
 from mixq.crew import Crew
@@ -18,7 +19,7 @@ from mixq.searcher.guidance import sampler_of
 from mixq.searcher.interrupted import Heart, Watch
 from mixq.searcher.orders import call_off, leader_beat
 from mixq.searcher.run import enqueue, run
-from mixq.searcher.stop import Stop
+from mixq.searcher.stop import Ending, Stop
 from mixq.searcher.study import load_profiles, load_sensitivity, store_profiles, store_sensitivity
 from mixq.searcher.warmstart import ANALYZED, analyzed_starts
 from mixq.sensitivity import Sensitivity
@@ -31,19 +32,91 @@ POLL = 0.1  # seconds
 def run_job(job: SearchJob, stop: Stop, progress: Progress, crew: Crew | None = None) -> None:
     """Search until the budget is spent or a stop is requested, with a bar that shows the best so far.
 
-    The uniform configurations come first: mostly one of them is worth having, long before an analysis is done.
+    The uniform configurations come first: mostly one of them is worth having, long before an analysis is done. A crew
+    takes over when its members are ready.
     """
+    lead = Lead(job, stop, progress, crew)
     with Heart() as heart, crew or nullcontext():
         heart.beat_by(leader_beat(job.study))
-        _run(job, stop, progress, "starting", queued_only=True)
+        lead.evaluate("starting", stop, queued_only=True)
         guided = not stop.requested and _is_guided(job, progress)
         if crew is not None:
-            _follow(job, crew, stop, progress)
+            if guided:
+                lead.evaluate("searching", Relieved(stop, crew))
+            lead.follow(crew)
         if guided:
-            _run(job, stop, progress, "searching")  # with a crew: what it left
+            lead.evaluate("searching", stop)  # after a crew: what it left
         call_off(job.study)
     if stop.requested:
         progress.say("stopped; the same command goes on from here")
+
+
+@dataclass(frozen=True)
+class Relieved:
+    """Ends the leader's own evaluations when all of its crew are ready."""
+
+    stop: Ending
+    crew: Crew
+
+    @property
+    def requested(self) -> bool:
+        return self.stop.requested or self.crew.is_ready
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A search as its leader runs it."""
+
+    job: SearchJob
+    stop: Stop
+    progress: Progress
+    crew: Crew | None
+
+    def evaluate(self, doing: str, stop: Ending, *, queued_only: bool = False) -> None:
+        """In this process."""
+        job = self.job
+        with self.progress.bar(job.budget.trials, doing, len(job.trials), job.budget.deadline) as bar:
+            run(
+                *(job.study, job.evaluator, job.choices, job.space, job.budget),
+                stop,
+                lambda _trial: self._take_in(bar),
+                bar.note,
+                job.watch,
+                queued_only=queued_only,
+                turn=job.turn,
+                keep=lambda candidate: job.contenders.keep(candidate.config.id, candidate.model),
+            )
+
+    def follow(self, crew: Crew) -> None:
+        """Take in what the workers find, until none of them is left, nor any trial in flight elsewhere."""
+        job, watch, dismissed = self.job, Watch(self.job.study), False
+        with self.progress.bar(job.budget.trials, "searching", len(job.trials), job.budget.deadline) as bar:
+            while crew.is_at_work or (watch.running() and not self._is_over):
+                if self._is_over and not dismissed:
+                    call_off(job.study)
+                    crew.dismiss()
+                    dismissed = True
+                time.sleep(POLL)
+                self._clear_up(watch)
+                self._take_in(bar)
+                if not dismissed:
+                    crew.tend(len(job.trials))
+            self._clear_up(watch)
+            self._take_in(bar)
+
+    @property
+    def _is_over(self) -> bool:
+        return self.stop.requested or self.job.budget.timed_out
+
+    def _clear_up(self, watch: Watch) -> None:
+        if again := watch.clear_up():
+            self.progress.warn(f"{again} trial(s), whose process is gone, are tried again")
+
+    def _take_in(self, bar: Bar) -> None:
+        for trial in self.job.update():
+            bar.step(_standing(self.job))
+            if trial.state == "failed":
+                self.progress.warn(f"trial {trial.number} failed: {trial.reason}")
 
 
 def _is_guided(job: SearchJob, progress: Progress) -> bool:
@@ -81,46 +154,6 @@ def _take_profiles(job: SearchJob) -> None:
     if load_profiles(job.study) is None:
         with job.watch.measuring("profiles"):
             store_profiles(job.study, take_profiles(job.evaluator, job.choices))
-
-
-def _run(job: SearchJob, stop: Stop, progress: Progress, doing: str, *, queued_only: bool = False) -> None:
-    with progress.bar(job.budget.trials, doing, len(job.trials), job.budget.deadline) as bar:
-        run(
-            *(job.study, job.evaluator, job.choices, job.space, job.budget),
-            stop,
-            lambda _trial: _take_in(job, bar, progress),
-            bar.note,
-            job.watch,
-            queued_only=queued_only,
-            turn=job.turn,
-            keep=lambda candidate: job.contenders.keep(candidate.config.id, candidate.model),
-        )
-
-
-def _follow(job: SearchJob, crew: Crew, stop: Stop, progress: Progress) -> None:
-    """Take in what the workers find, until none of them is left, nor any trial in flight elsewhere."""
-    watch, dismissed = Watch(job.study), False
-    with progress.bar(job.budget.trials, "searching", len(job.trials), job.budget.deadline) as bar:
-        while crew.is_at_work or (watch.running() and not stop.requested and not job.budget.timed_out):
-            if (stop.requested or job.budget.timed_out) and not dismissed:
-                call_off(job.study)
-                crew.dismiss()
-                dismissed = True
-            time.sleep(POLL)
-            if again := watch.clear_up():
-                progress.warn(f"{again} trial(s) of a worker that is gone are tried again")
-            _take_in(job, bar, progress)
-            if not dismissed:
-                crew.tend(len(job.trials))
-        watch.clear_up()
-        _take_in(job, bar, progress)
-
-
-def _take_in(job: SearchJob, bar: Bar, progress: Progress) -> None:
-    for trial in job.update():
-        bar.step(_standing(job))
-        if trial.state == "failed":
-            progress.warn(f"trial {trial.number} failed: {trial.reason}")
 
 
 def _standing(job: SearchJob) -> str:

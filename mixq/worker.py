@@ -134,5 +134,7 @@ def work(task: str | Task, study_name: str, storage: str, folder: Path | None, p
     leader = os.environ.get(LEADER)
     with stop_on_signals() as stop:
         worker = join(task, study_name, storage, folder, progress)
+        if leader:
+            print("ready", flush=True)  # to Crew.is_ready
         worker.work(LedBy(stop, int(leader) if leader else None))
     return len(worker.done)

@@ -13,6 +13,7 @@ from mixq.process import ProcessId
 from mixq.searcher.interrupted import GRACE_SECONDS, Beat, Signs
 from mixq.searcher.run import Budget
 from mixq.searcher.stop import Ending
+from mixq.searcher.storage import Turn
 from mixq.searcher.study import Study
 
 SETTINGS, ORDERS, LEADER_BEAT = "mixq:settings", "mixq:orders", "mixq:leader_beat"
@@ -47,10 +48,29 @@ class Orders:
         return Budget(self.trials, time.monotonic() - (time.time() - self.began), None, self.earlier_s)
 
 
-def announce(study: Study, settings: Settings, budget: Budget) -> None:
-    """This process leads the study from now on."""
-    study.set_user_attr(SETTINGS, {**asdict(settings), "space": dict(settings.space)})
-    _store(study, Orders(budget.trials, time.time() - budget.run_s, budget.earlier_s, ProcessId.own()))
+def take_the_lead(study: Study, settings: Settings, budget: Budget, turn: Turn, grace_s: float = GRACE_SECONDS) -> None:
+    """This process leads the study from now on. Raises InputError where another one does."""
+    with turn():
+        known = _known_orders(study)
+        if known is not None and not known.over and _is_led_by_another(study, known.leader, grace_s):
+            raise InputError(
+                f"another mixq search leads the study {study.study_name!r} (on {known.leader.host}, process "
+                f"{known.leader.pid}); wait for it to end, join it with mixq worker, or give another --study"
+            )
+        study.set_user_attr(SETTINGS, {**asdict(settings), "space": dict(settings.space)})
+        _store(study, Orders(budget.trials, time.time() - budget.run_s, budget.earlier_s, ProcessId.own()))
+
+
+def _is_led_by_another(study: Study, leader: ProcessId, grace_s: float) -> bool:
+    """Of a process elsewhere that is seen by its heartbeats, for which it takes some time to wait."""
+    if leader.is_local:
+        return leader != ProcessId.own() and not leader.is_gone
+    beat, end = study.user_attrs.get(LEADER_BEAT), time.monotonic() + grace_s
+    while time.monotonic() < end:
+        if study.user_attrs.get(LEADER_BEAT) != beat:
+            return True
+        time.sleep(min(1.0, grace_s / 10))
+    return False
 
 
 def call_off(study: Study) -> None:
@@ -67,8 +87,16 @@ def load_settings(study: Study) -> Settings:
 
 
 def load_orders(study: Study) -> Orders:
-    found: dict[str, Any] = study.user_attrs[ORDERS]
-    return Orders(**{**found, "leader": ProcessId(**found["leader"])})
+    """Raises InputError where nobody has ever led the study."""
+    found = _known_orders(study)
+    if found is None:
+        raise InputError(f"nobody leads the study {study.study_name!r}; start mixq search first")
+    return found
+
+
+def _known_orders(study: Study) -> Orders | None:
+    found: dict[str, Any] | None = study.user_attrs.get(ORDERS)
+    return None if found is None else Orders(**{**found, "leader": ProcessId(**found["leader"])})
 
 
 def leader_beat(study: Study) -> Beat:

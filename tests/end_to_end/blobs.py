@@ -18,6 +18,7 @@ from mixq.evaluator import Evaluator
 from mixq.task import Array, Inputs
 from tests.tiny import Tiny, TinyNetwork
 
+ROOT = Path(__file__).parents[2]
 TASK = "tests.end_to_end.blobs:Blobs"
 TRIALS = 12
 FILES = (

@@ -14,9 +14,7 @@ import pytest
 
 import mixq
 from mixq.errors import InputError
-from tests.end_to_end.blobs import FILES, SPACE, TASK, TRIALS, Searched, counted, written
-
-ROOT = Path(__file__).parents[2]
+from tests.end_to_end.blobs import FILES, ROOT, SPACE, TASK, TRIALS, Searched, counted, written
 
 
 def test_the_same_again_evaluates_nothing(searched: Searched, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
