@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,24 @@ class ArrayStore:
             arrays = {name: archive[name] for name in archive.files}
         return json.loads(arrays.pop(INDEX).tobytes()), arrays
 
+    @contextmanager
+    def making(self, key: str) -> Iterator[None]:
+        """Be the one process that makes what belongs to `key`; others wait, and then find it saved.
+
+        The lock ends with its holder. Where the folder cannot be locked, each process makes its own.
+        """
+        path = self._path(key).with_suffix(".lock")
+        descriptor = None
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = _locked(path)
+        try:
+            yield
+        finally:
+            if descriptor is not None:
+                path.unlink(missing_ok=True)
+                os.close(descriptor)
+
     def _read(self, key: str) -> bytes | None:
         """The archive in the file, if it is the one that was written."""
         with suppress(OSError):
@@ -59,3 +79,24 @@ class ArrayStore:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(json.dumps([self.owner, key]).encode()).hexdigest()[:16]}.prepared"
+
+
+def _locked(path: Path) -> int:
+    """A descriptor of the locked file, which its last holder takes away: then it is another file, to be locked anew."""
+    while True:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_still(path, descriptor):
+                return descriptor
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 from mixq.array_store import ArrayStore
@@ -48,11 +49,12 @@ class Quantizer:
         """The network after `recipe`, which ends with `last`: from the store, else made and stored."""
         start = self._known[()].graph
         key = " ".join(step.model_dump_json() for step in recipe)
-        stored = self.store.load(key) if self.store else None
-        if stored is not None:
-            return unpacked(*stored, start)
-        began = time.perf_counter()
-        made = last.apply(self._known[recipe[:-1]], material)
-        if self.store and time.perf_counter() - began > LONG:
-            self.store.save(key, *packed(made, start))
-        return made
+        with self.store.making(key) if self.store else nullcontext():
+            stored = self.store.load(key) if self.store else None
+            if stored is not None:
+                return unpacked(*stored, start)
+            began = time.perf_counter()
+            made = last.apply(self._known[recipe[:-1]], material)
+            if self.store and time.perf_counter() - began > LONG:
+                self.store.save(key, *packed(made, start))
+            return made

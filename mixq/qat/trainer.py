@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +36,7 @@ from mixq.twin import Twin
 
 KEPT = 8  # states of trainings that may be gone on with
 
+BANK = "shared start"
 PACED = 5  # steps after which it can be told how long all of them take
 
 Progress = Callable[[str], None]
@@ -94,10 +96,12 @@ class Trainer:
         if key not in self._finished:
             start, store = self._quantizer.prepared(config.recipe), self._quantizer.store
             stored = self._stored(key)
-            known = load_trained(store, stored, start)
-            self._finished[key] = known or train()
-            if known is None:
-                save_trained(store, stored, self._finished[key], start)
+            # Every configuration is trained by one process only, and may be timed meanwhile; the bank is everybody's.
+            with store.making(stored) if store and kind == BANK else nullcontext():
+                known = load_trained(store, stored, start)
+                self._finished[key] = known or train()
+                if known is None:
+                    save_trained(store, stored, self._finished[key], start)
         return self._finished[key]
 
     def _train(self, config: MixedPrecisionConfig, progress: Progress | None, look: Look | None) -> Trained:
@@ -154,10 +158,10 @@ class Trainer:
         def train() -> Trained:
             began = time.perf_counter()
             course, back = self.course(whole, self._quantizer.prepared(config.recipe), wanted, skips=True)
-            self._advance(course, wanted, wanted.steps, progress, "shared start")
+            self._advance(course, wanted, wanted.steps, progress, BANK)
             return Trained(back(), tuple(course.state.losses), time.perf_counter() - began)
 
-        return self._once(whole, train, "shared start").prepared
+        return self._once(whole, train, BANK).prepared
 
     def _advance(
         self, course: Course, settings: Training, until: int, progress: Progress | None, doing: str = "QAT"

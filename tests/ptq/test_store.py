@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -98,3 +100,36 @@ def test_what_is_quick_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(quantizer, "LONG", 1e6)
     prepared(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+MAKER = """
+import sys, time
+from pathlib import Path
+
+from mixq.array_store import ArrayStore
+
+store = ArrayStore(Path(sys.argv[1]), "a model")
+for key in ("first", "second", "third"):
+    with store.making(key):
+        if store.load(key) is None:
+            with Path(sys.argv[2]).open("a") as made:
+                made.write(key + "\\n")
+            time.sleep(0.2)
+            store.save(key, 1, {})
+"""
+
+
+def test_of_several_processes_one_makes_what_all_need(tmp_path: Path) -> None:
+    """Four at once, and one that is killed while it makes: nothing is made twice, nobody waits for the dead one."""
+    store, made = ArrayStore(tmp_path / "store", "a model"), tmp_path / "made"
+    hanging = MAKER.replace("time.sleep(0.2)", "print(1, flush=True); time.sleep(600)")
+    command = [sys.executable, "-c"]
+    arguments = [hanging, str(store.folder), str(tmp_path / "other")]
+    with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, text=True) as dead:
+        assert dead.stdout is not None
+        assert dead.stdout.readline() == "1\n"
+        makers = [subprocess.Popen([*command, MAKER, str(store.folder), str(made)]) for _ in range(4)]
+        dead.kill()
+        assert [maker.wait(timeout=100) for maker in makers] == [0] * 4
+    assert made.read_text(encoding="utf-8").splitlines() == ["first", "second", "third"]
+    assert not list(store.folder.glob("*.lock"))
