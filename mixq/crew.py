@@ -38,6 +38,7 @@ class Crew:
     _members: list[subprocess.Popen[bytes] | None] = field(default_factory=list)
     _deaths: int = 0
     _finished: int = 0
+    _dismissed: bool = False
 
     def __enter__(self) -> Crew:
         self._members = [self._started(number) for number in range(self.size)]
@@ -59,16 +60,19 @@ class Crew:
 
     @property
     def is_at_work(self) -> bool:
-        return any(member.poll() is None for member in self._alive())
+        """Whether any is left, as of when they were last tended."""
+        return bool(self._alive())
 
     def dismiss(self) -> None:
-        """They are to leave after the trial in flight."""
-        for member in self._alive():
+        """They are to leave after the trial in flight, and are not replaced any more."""
+        members = [] if self._dismissed else self._alive()
+        self._dismissed = True
+        for member in members:
             with suppress(ProcessLookupError):
                 member.send_signal(signal.SIGTERM)
 
     def tend(self, finished: int) -> None:
-        """Replace those that died. finished: trials of the study so far."""
+        """Let go of those that ended, replace those that died. finished: trials of the study so far."""
         if finished > self._finished:
             self._finished, self._deaths = finished, 0
         for number, member in enumerate(self._members):
@@ -77,12 +81,12 @@ class Crew:
                 continue
             with member:
                 self._members[number] = None
-            if code == REFUSED:
-                raise InputError(f"worker {number + 1} cannot work; it says why above")
-            if code:
+            if code and not self._dismissed:
                 self._replace(number, code)
 
     def _replace(self, number: int, code: int) -> None:
+        if code == REFUSED:
+            raise InputError(f"worker {number + 1} cannot work; it says why above")
         self._deaths += 1
         if self._deaths > MOST_DEATHS:
             self.progress.warn(f"worker {number + 1} died again ({_said(code)}); it is not replaced any more")

@@ -89,18 +89,16 @@ class Lead:
 
     def follow(self, crew: Crew) -> None:
         """Take in what the workers find, until none of them is left, nor any trial in flight elsewhere."""
-        job, watch, dismissed = self.job, Watch(self.job.study), False
+        job, watch = self.job, Watch(self.job.study)
         with self.progress.bar(job.budget.trials, "searching", len(job.trials), job.budget.deadline) as bar:
             while crew.is_at_work or (watch.running() and not self._is_over):
-                if self._is_over and not dismissed:
+                if self._is_over:
                     call_off(job.study)
                     crew.dismiss()
-                    dismissed = True
-                time.sleep(POLL)
+                crew.tend(len(job.trials))
                 self._clear_up(watch)
                 self._take_in(bar)
-                if not dismissed:
-                    crew.tend(len(job.trials))
+                time.sleep(POLL)
             self._clear_up(watch)
             self._take_in(bar)
 

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 
 from mixq.errors import InputError, MixqError
 from mixq.trial_record import trial_files, trial_metrics, trial_params
+from mixq.urls import redacted, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,9 +75,9 @@ class Tracker:
             raise
         except Exception as error:  # MLflow's own, SQLAlchemy's, requests', a missing driver: each store has others
             raise InputError(
-                f"cannot use {uri!r} as MLflow's tracking store: {_first_line(error)}; start that server, or give a "
-                "SQLite file, e.g. sqlite:///runs/mlflow.db"
-            ) from error
+                f"cannot use {redacted(uri)!r} as MLflow's tracking store: {without_secrets(_first_line(error), uri)}; "
+                "start that server, or give a SQLite file, e.g. sqlite:///runs/mlflow.db"
+            ) from (None if "@" in uri else error)  # a traceback may show the password
         self._parent = self._study = ""
         self._logged: set[str] = set()
         self._unfinished: dict[str, str] = {}  # run ids
@@ -102,9 +103,9 @@ class Tracker:
         if error is not None:
             logger.warning(
                 "MLflow at %s failed (trials that wait to be logged: %d): %s",
-                self.uri,
+                redacted(self.uri),
                 len(self._waiting),
-                _first_line(error),
+                without_secrets(_first_line(error), self.uri),
             )
 
     def finish_study(
@@ -123,9 +124,9 @@ class Tracker:
             self._client.set_terminated(self._parent, "FINISHED")
         except _store_errors() as failure:
             raise MixqError(
-                f"MLflow at {self.uri} failed: {_first_line(failure)}; no result is lost: run the same study again to "
-                "log what is missing"
-            ) from failure
+                f"MLflow at {redacted(self.uri)} failed: {without_secrets(_first_line(failure), self.uri)}; no result is "
+                "lost: run the same study again to log what is missing"
+            ) from (None if "@" in self.uri else failure)
 
     def _find_study(self, name: str) -> Run | None:
         # Compared here and not in the filter, whose language has no way to quote a name with both quotation marks.
@@ -218,7 +219,9 @@ def _client(uri: str) -> MlflowClient:
     _, separator, path = uri.partition("sqlite:///")
     folder = Path(unquote(path.partition("?")[0])).absolute().parent
     if separator and not folder.is_dir():  # MLflow would try for minutes
-        raise InputError(f"there is no folder for the MLflow store {uri}; make it, or give another --tracking")
+        raise InputError(
+            f"there is no folder for the MLflow store {redacted(uri)}; make it, or give another --tracking"
+        )
     # A server that is away is told within seconds; by default MLflow tries for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

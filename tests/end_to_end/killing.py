@@ -50,8 +50,11 @@ sys.exit(cli.main(sys.argv[4:]))
 class Fatal(Blobs):
     """Each token in the folder TOKENS kills one process of a crew while it evaluates."""
 
+    calls = 0
+
     def metrics(self, outputs: Outputs, targets: Array) -> Mapping[str, float]:
-        if "MIXQ_LEADER" in os.environ:
+        self.calls += 1  # the first one is FP32's, before it joins
+        if self.calls > 1 and "MIXQ_LEADER" in os.environ:
             for token in Path(os.environ[TOKENS]).glob("*"):
                 try:
                     token.unlink()

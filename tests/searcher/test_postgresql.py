@@ -1,0 +1,104 @@
+"""Studies on PostgreSQL: what they are on SQLite, from several processes, and with no password in any word."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from mixq.errors import InputError
+from mixq.process import ProcessId
+from mixq.searcher.interrupted import Watch
+from mixq.searcher.run import Budget, run
+from mixq.searcher.samplers import distributions
+from mixq.searcher.stop import Stop
+from mixq.searcher.storage import turn_at
+from mixq.searcher.study import WORKER, join_study, open_study, store_trial, trials_of
+from tests.postgresql import PASSWORD, Server, running
+from tests.searcher.toy import MODEL, Search, Toy, config_ids, space
+
+# An Optuna study cannot be closed: its pool of connections goes when it is collected, which psycopg warns of.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+TOY = Toy.random(4)
+IDENTITY = {"model": MODEL}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with running() as found:
+        yield found
+
+
+def test_a_study_is_resumed_and_comes_back_as_it_was(server: Server) -> None:
+    study = open_study(server.url, "resumed", 1, IDENTITY)
+    found = Search(TOY, space(), study=study).run(4)
+    again = open_study(server.url, "resumed", 1, IDENTITY)
+    assert trials_of(again) == found
+    assert len(Search(TOY, space(), study=again).run(6)) == 6
+    assert trials_of(join_study(server.url, "resumed"))[:4] == found
+
+
+def test_another_identity_is_refused(server: Server) -> None:
+    open_study(server.url, "refused", 1, IDENTITY)
+    with pytest.raises(InputError, match=r"made for something else \(model: "):
+        open_study(server.url, "refused", 1, {"model": "another"})
+
+
+def work(url: str, seed: int, trials: int) -> None:
+    """A process of several."""
+    study = join_study(url, "shared")
+    search = Search(TOY, space(), seed=seed, study=study)
+    turn = turn_at(url, "shared")
+    known = (study, search.evaluator, search.choices, search.wanted, Budget(trials, 0.0), Stop())
+    run(*known, search.finished.append, turn=turn)
+
+
+def test_several_processes_evaluate_nothing_twice(server: Server) -> None:
+    """81 configurations for 60 trials: without taking turns, they would collide."""
+    open_study(server.url, "shared", 1, IDENTITY)
+    context: Any = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=work, args=(server.url, seed, 60)) for seed in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(200)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    study = join_study(server.url, "shared")
+    found = trials_of(study)
+    assert Counter(config_ids(found)).most_common(1)[0][1] == 1
+    assert len(found) == 60
+    assert len({trial.user_attrs[WORKER] for trial in study.trials if WORKER in trial.user_attrs}) == 3
+    assert not [trial for trial in study.trials if trial.state is TrialState.RUNNING]
+
+
+def test_what_a_process_elsewhere_left_is_tried_again(server: Server) -> None:
+    study = open_study(server.url, "left", 1, IDENTITY)
+    search = Search(TOY, space(), study=study)
+    asked = study.ask(distributions(search.choices))
+    config = search.choices.config({name: str(value) for name, value in asked.params.items()})
+    store_trial(asked, config, "guided")
+    asked.set_user_attr(WORKER, ProcessId("elsewhere", "another boot", 1, "1").to_json())
+    watch = Watch(study, grace_s=0.0)
+    assert [watch.clear_up(), watch.clear_up()] == [0, 1]
+    assert config_ids(search.run(1)) == [config.id]
+
+
+@pytest.mark.parametrize("wrong", ["password", "port"])
+def test_no_password_is_shown(server: Server, wrong: str) -> None:
+    url = server.url.replace(PASSWORD, f"not-{PASSWORD}")
+    if wrong == "port":
+        url = f"postgresql://user:{PASSWORD}@127.0.0.1:1/postgres"
+    with pytest.raises(InputError, match="cannot be opened") as refused:
+        open_study(url, "none", 1, IDENTITY)
+    assert PASSWORD not in str(refused.value)
+    error: BaseException | None = refused.value
+    while error is not None:
+        assert PASSWORD not in str(error)
+        error = error.__cause__
