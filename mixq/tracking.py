@@ -124,8 +124,8 @@ class Tracker:
             self._client.set_terminated(self._parent, "FINISHED")
         except _store_errors() as failure:
             raise MixqError(
-                f"MLflow at {redacted(self.uri)} failed: {without_secrets(_first_line(failure), self.uri)}; no result is "
-                "lost: run the same study again to log what is missing"
+                f"MLflow at {redacted(self.uri)} failed: {without_secrets(_first_line(failure), self.uri)}; "
+                "no result is lost: run the same study again to log what is missing"
             ) from (None if "@" in self.uri else failure)
 
     def _find_study(self, name: str) -> Run | None:
