@@ -20,6 +20,7 @@ from mixq.searcher.interrupted import Heart, Watch
 from mixq.searcher.orders import call_off, leader_beat
 from mixq.searcher.run import enqueue, run
 from mixq.searcher.stop import Ending, Stop
+from mixq.searcher.storage import patiently
 from mixq.searcher.study import load_profiles, load_sensitivity, store_profiles, store_sensitivity
 from mixq.searcher.warmstart import ANALYZED, analyzed_starts
 from mixq.sensitivity import Sensitivity
@@ -91,16 +92,16 @@ class Lead:
         """Take in what the workers find, until none of them is left, nor any trial in flight elsewhere."""
         job, watch = self.job, Watch(self.job.study)
         with self.progress.bar(job.budget.trials, "searching", len(job.trials), job.budget.deadline) as bar:
-            while crew.is_at_work or (watch.running() and not self._is_over):
+            while crew.is_at_work or (patiently(watch.running) and not self._is_over):
                 if self._is_over:
-                    call_off(job.study)
+                    patiently(lambda: call_off(job.study))
                     crew.dismiss()
                 crew.tend(len(job.trials))
-                self._clear_up(watch)
-                self._take_in(bar)
+                patiently(lambda: self._clear_up(watch))
+                patiently(lambda: self._take_in(bar))
                 time.sleep(POLL)
-            self._clear_up(watch)
-            self._take_in(bar)
+            patiently(lambda: self._clear_up(watch))
+            patiently(lambda: self._take_in(bar))
 
     @property
     def _is_over(self) -> bool:

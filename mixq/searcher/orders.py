@@ -13,7 +13,7 @@ from mixq.process import ProcessId
 from mixq.searcher.interrupted import GRACE_SECONDS, Beat, Signs
 from mixq.searcher.run import Budget
 from mixq.searcher.stop import Ending
-from mixq.searcher.storage import Turn
+from mixq.searcher.storage import Turn, patiently
 from mixq.searcher.study import Study
 
 SETTINGS, ORDERS, LEADER_BEAT = "mixq:settings", "mixq:orders", "mixq:leader_beat"
@@ -115,7 +115,7 @@ class Followed:
 
     @property
     def requested(self) -> bool:
-        return self._stop.requested or load_orders(self._study).over
+        return self._stop.requested or patiently(lambda: load_orders(self._study)).over
 
     @property
     def is_led(self) -> bool:

@@ -6,9 +6,10 @@ Any number of processes may run it on one study. They propose in turn, so that n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -26,7 +27,7 @@ from mixq.searcher.objective import is_contender, objective_value, violations
 from mixq.searcher.samplers import distributions
 from mixq.searcher.space import SearchSpace
 from mixq.searcher.stop import Ending
-from mixq.searcher.storage import Turn
+from mixq.searcher.storage import Turn, patiently
 from mixq.searcher.study import (
     ELAPSED,
     MODEL_SHA256,
@@ -46,6 +47,7 @@ QUEUED = "mixq:queued"
 REPEATS = 5  # proposals in a row that were all evaluated before: the space is used up
 
 OnTrial = Callable[[Trial], None]
+Figures = Mapping[str, float | str]
 Keep = Callable[[Candidate], str]
 """Keeps the bytes that were measured, of what may become the best; their SHA-256."""
 
@@ -115,31 +117,48 @@ def run(
     turn: among the processes that propose. keep: is given what may become the best, before others learn of it.
     """
     watch, history, repeats = watch or Stopwatch(), History(study), 0
+
+    def proposed() -> tuple[optuna.Trial, MixedPrecisionConfig | None] | None:
+        with turn():
+            return None if _is_spent(study, budget, queued_only) else _proposed(study, choices, space)
+
     with Heart() as heart:
         while not stop.requested and not budget.timed_out and repeats < REPEATS:
-            with watch.measuring("propose"), turn():
-                if _is_spent(study, budget, queued_only):
-                    return
-                asked, config = _proposed(study, choices, space)
+            with watch.measuring("propose"):
+                found = patiently(proposed)
+            if found is None:
+                return
+            asked, config = found
             repeats = repeats + 1 if config is None else 0
             if config is None:
                 continue
             heart.beat_for(asked)
-            history.update()
-            start = time.perf_counter()
-            try:
-                found, candidate = _evaluated(evaluator, asked, config, space, history.trials, progress)
-                with watch.measuring("keep the study"):
-                    if keep is not None and candidate is not None and _is_promising(found, space, history.trials):
-                        asked.set_user_attr(MODEL_SHA256, keep(candidate))
-                    asked.set_user_attr(SECONDS, time.perf_counter() - start)
-                    asked.set_user_attr(ELAPSED, budget.elapsed_s)
-                    _tell(study, asked, found, space)
-            except UpdateFinishedTrialError:
-                continue  # this process seemed to be gone, and another one tries it again
-            finally:
-                heart.beat_for(None)
-            on_trial(trial_of(study.get_trials(deepcopy=False)[asked.number]))
+            patiently(history.update)
+            start, origin = time.perf_counter(), asked.user_attrs[ORIGIN]
+            outcome = _outcome(evaluator, config, origin, space, history.trials, progress)
+            with watch.measuring("keep the study"):
+                digest, seconds = _kept(outcome, keep, space, history.trials), time.perf_counter() - start
+                figures: Figures = {MODEL_SHA256: digest, SECONDS: seconds, ELAPSED: budget.elapsed_s}
+                outcome = replace(outcome, figures=figures)
+                told = patiently(partial(_told, study, asked, outcome, space))
+            heart.beat_for(None)
+            if told is not None:
+                on_trial(told)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial. found: None where it failed; candidate: where it was evaluated whole."""
+
+    found: Evaluation | Glimpse | None
+    candidate: Candidate | None = None
+    reason: str = ""
+    figures: Figures = field(default_factory=dict)
+
+    @property
+    def attributes(self) -> Figures:
+        """What Optuna is to keep of it, beside what was found."""
+        return {**self.figures, **({REASON: self.reason} if self.reason else {})}
 
 
 def _is_spent(study: optuna.Study, budget: Budget, queued_only: bool) -> bool:
@@ -162,38 +181,49 @@ def _proposed(
     return asked, config
 
 
-def _evaluated(
+def _outcome(
     evaluator: Evaluator,
-    asked: optuna.Trial,
     config: MixedPrecisionConfig,
+    origin: str,
     space: SearchSpace,
     trials: Sequence[Trial],
     progress: Callable[[str], None] | None,
-) -> tuple[Evaluation | Glimpse | None, Candidate | None]:
-    """What was found, None where it failed; and the candidate, where it was evaluated whole."""
-    origin = asked.user_attrs[ORIGIN]
+) -> Outcome:
     try:
         with evaluator.turns.working():
             before_training = judge_for(origin, space, trials, trains=bool(config.qat_layers))
             candidate = evaluator.prepare(config, progress, before_training)
-            return evaluator.evaluate(candidate, judge_for(origin, space, trials)), candidate
+            return Outcome(evaluator.evaluate(candidate, judge_for(origin, space, trials)), candidate)
     except DroppedError as dropped:
-        asked.set_user_attr(REASON, dropped.reason)
-        return dropped.glimpse, None
-    except UpdateFinishedTrialError:
-        raise
+        return Outcome(dropped.glimpse, reason=dropped.reason)
     except (MixqError, RuntimeError, MemoryError) as error:  # the next configuration may not have this trouble
-        asked.set_user_attr(REASON, f"{type(error).__name__}: {error}")
-        return None, None
+        return Outcome(None, reason=f"{type(error).__name__}: {error}")
 
 
-def _is_promising(found: Evaluation | Glimpse | None, space: SearchSpace, trials: Sequence[Trial]) -> bool:
-    if not isinstance(found, Evaluation) or any(value > 0 for value in violations(found, space.constraints).values()):
-        return False
-    return is_contender(found, trials, space.objectives[0])
+def _kept(outcome: Outcome, keep: Keep | None, space: SearchSpace, trials: Sequence[Trial]) -> str:
+    """The SHA-256 of the bytes, if they were kept: those of what may become the best."""
+    found = outcome.found
+    if keep is None or outcome.candidate is None or not isinstance(found, Evaluation):
+        return ""
+    if any(value > 0 for value in violations(found, space.constraints).values()):
+        return ""
+    return keep(outcome.candidate) if is_contender(found, trials, space.objectives[0]) else ""
 
 
-def _tell(study: optuna.Study, asked: optuna.Trial, found: Evaluation | Glimpse | None, space: SearchSpace) -> None:
+def _told(study: optuna.Study, asked: optuna.Trial, outcome: Outcome, space: SearchSpace) -> Trial | None:
+    """The trial, its outcome stored; None where another process has given it up, and it is tried again. Repeatable."""
+    try:
+        _tell(study, asked, outcome, space)
+    except UpdateFinishedTrialError:
+        if study.get_trials(deepcopy=False)[asked.number].state is TrialState.FAIL:
+            return None
+    return trial_of(study.get_trials(deepcopy=False)[asked.number])
+
+
+def _tell(study: optuna.Study, asked: optuna.Trial, outcome: Outcome, space: SearchSpace) -> None:
+    found = outcome.found
+    for name, value in outcome.attributes.items():
+        asked.set_user_attr(name, value)
     if found is None:
         study.tell(asked, state=TrialState.FAIL)
         return

@@ -5,18 +5,20 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import sqlite3
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
 from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-from mixq.errors import InputError, first_line
+from mixq.errors import InputError, MixqError, first_line
 from mixq.urls import redacted, without_secrets
 
 LOCK_SECONDS = 60
@@ -26,6 +28,10 @@ UNUSABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, 
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
 KEY_BYTES = 8  # of an advisory lock of PostgreSQL's
 
+OUTAGE_SECONDS = 300.0
+RETRY_SECONDS = 0.5
+
+Result = TypeVar("Result")
 Turn = Callable[[], AbstractContextManager[None]]
 
 
@@ -61,6 +67,24 @@ def turn_at(url: str, name: str) -> Turn:
         key = int.from_bytes(hashlib.sha256(f"mixq {name}".encode()).digest()[:KEY_BYTES], signed=True)
         return lambda: _advisory_turn(engine, key)
     raise InputError(f"several workers need a storage of sqlite:// or postgresql://, got {redacted(url)}")
+
+
+def patiently(action: Callable[[], Result], longest_s: float = OUTAGE_SECONDS) -> Result:
+    """What `action` returns, tried again as long as the storage is away; then raises MixqError.
+
+    It may be carried out twice: a connection that breaks does not say whether what was sent has arrived.
+    """
+    end = time.monotonic() + longest_s
+    while True:
+        try:
+            return action()
+        except (StorageInternalError, OperationalError, InterfaceError) as error:
+            if time.monotonic() >= end:
+                raise MixqError(
+                    f"the study storage was away for {longest_s:.0f} s ({first_line(error)}); nothing that is finished "
+                    "is lost: give the same command again when it is back"
+                ) from None
+            time.sleep(RETRY_SECONDS)
 
 
 def can_share(url: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
+from mixq.config import MixedPrecisionConfig
 from mixq.errors import InputError
 from mixq.process import ProcessId
 from mixq.searcher.interrupted import Watch
@@ -88,6 +90,27 @@ def test_what_a_process_elsewhere_left_is_tried_again(server: Server) -> None:
     watch = Watch(study, grace_s=0.0)
     assert [watch.clear_up(), watch.clear_up()] == [0, 1]
     assert config_ids(search.run(1)) == [config.id]
+
+
+def test_a_restart_of_the_server_costs_nothing(server: Server) -> None:
+    """It goes away in the middle of two evaluations, and comes back a moment later."""
+    study = open_study(server.url, "restarted", 1, IDENTITY)
+    search, restarts = Search(TOY, space(), study=study), list[threading.Timer]()
+
+    def restart(_config: MixedPrecisionConfig) -> None:
+        if len(search.evaluator.seen) in {3, 6}:
+            server.stop()
+            restarts.append(threading.Timer(1.0, server.start))
+            restarts[-1].start()
+
+    search.evaluator.failing = restart
+    found = search.run(8)
+    for timer in restarts:
+        timer.join()
+    assert len(restarts) == 2
+    assert [trial.state for trial in found] == ["complete"] * 8
+    assert config_ids(found) == [config.id for config in search.evaluator.seen]
+    assert search.finished == list(found)
 
 
 @pytest.mark.parametrize("wrong", ["password", "port"])
