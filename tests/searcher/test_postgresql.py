@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import threading
 from collections import Counter
@@ -30,6 +31,13 @@ pytestmark = [
 ]
 TOY = Toy.random(4)
 IDENTITY = {"model": MODEL}
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """Here, and not in a later test, where a warning is an error."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
