@@ -120,21 +120,21 @@ def joined(out: Path, *options: str) -> list[str]:
 
 @pytest.mark.slow
 def test_a_worker_joins_a_search_and_leaves_it(tmp_path: Path) -> None:
-    """Two join; one is sent away by SIGTERM, the other leaves when the study has all its trials."""
-    out, space = tmp_path / "out", written(tmp_path, SPACE)
-    command = arguments(out, space, "--trials", "120", "--tracking", "none")
-    with started(command) as leader:
+    """Two join; one is sent away by SIGTERM, the other leaves when the search does."""
+    out, space = tmp_path / "out", written(tmp_path, SPACE.replace("[3]", "[3, 4, 5, 6, 7, 8, 9]"))  # a large space
+    with started(arguments(out, space, "--trials", "100000", "--tracking", "none")) as leader:
         wait_until(lambda: finished(out) >= 1, "a trial")
         with started(joined(out)) as first, started(joined(out)) as second:
             wait_until(lambda: {first.pid, second.pid} <= evaluators(out), "the joined workers' trials")
-            first.send_signal(signal.SIGTERM)
-            printed, shown = first.communicate(timeout=200)
-            assert (first.returncode, "finished" in printed) == (0, True), shown
-            _, shown = leader.communicate(timeout=280)
-            assert leader.returncode == 0, shown
+            for process in (first, leader):
+                process.send_signal(signal.SIGTERM)
+                _, shown = process.communicate(timeout=200)
+                assert process.returncode == 0, shown
             printed, shown = second.communicate(timeout=200)
             assert (second.returncode, "finished" in printed) == (0, True), shown
-    check_complete(out, 120)
+    wanted = finished(out) + 1
+    mixq.search(TASK, space, out, trials=wanted, tracking="none", quiet=True)
+    check_complete(out, wanted)
 
 
 @pytest.mark.slow
