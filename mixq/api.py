@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -152,6 +153,8 @@ def work(
 def _check_workers(workers: int, task: str | Task) -> None:
     if workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}")
+    if workers > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"workers={workers} and torchrun both start processes; give one of them")
     if workers > 1 and not isinstance(task, str):
         raise InputError(
             f"workers={workers} are processes of their own, which need the task as 'file.py:Class' or "

@@ -173,3 +173,9 @@ def test_bad_numbers_of_workers(task: str | None, workers: int, told: str, tmp_p
 
     with pytest.raises(mixq.InputError, match=told):
         mixq.search(task or Blobs(), written(tmp_path, SPACE), tmp_path / "out", workers=workers)
+
+
+def test_torchrun_and_workers_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(mixq.InputError, match="workers=2 and torchrun both start processes"):
+        mixq.search(TASK, written(tmp_path, SPACE), tmp_path / "out", workers=2)
