@@ -82,6 +82,7 @@ def test_metrics_leave_out_none_nan_and_inf(client: MlflowClient) -> None:
         "output_mse": 0.001,
         "train_s": 0.0,
         "silent_layers": 1.0,
+        "noisy": 0.0,
         "violation/drop": -0.002,
     }
 
