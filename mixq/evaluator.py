@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mixq import machine, measures
 from mixq.array_store import ArrayStore
 from mixq.batches import concatenated, filled, run_batch, run_batches
-from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, uniform
+from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, Stage, uniform
 from mixq.corruptions import Corruption
 from mixq.dataset import Split, TaskData
 from mixq.errors import InputError
@@ -64,8 +64,8 @@ class Evaluator:
     def trainer(self) -> Trainer:
         from mixq.qat import Trainer  # torch is heavy, and only training needs it
 
-        int8 = LayerScheme(precision=Precision.INT8)
-        able = [layer.name for layer in self.graph.layers if self.runtime.refusal(int8, layer.op) is None]
+        trained = LayerScheme(precision=Precision.INT8, stage=Stage.QAT)
+        able = [layer.name for layer in self.graph.layers if self.runtime.refusal(trained, layer) is None]
         return Trainer(self.quantizer, self.runtime.placement, self.lessons, able, self.runtime.typed)
 
     @cached_property
@@ -166,20 +166,18 @@ class Evaluator:
 
     def lowered(self, config: MixedPrecisionConfig, prepared: Prepared) -> Candidate:
         """`config` with the parameters that a recipe or a training left."""
-        int8 = config.layers_with(Precision.INT8)
-        plan = make_plan(prepared.graph, int8, self.runtime.placement)
-        chosen = parameters(prepared, plan, int8)
+        plan = make_plan(prepared.graph, config.static_layers, self.runtime.placement)
+        chosen = parameters(prepared, plan, config.layers_with(Precision.INT8))
         model = serialize(lower(prepared.graph, config, plan, chosen, typed=self.runtime.typed(config)))
         return Candidate(config, model, self.runtime.options(config))
 
     def check_runnable(self, config: MixedPrecisionConfig) -> None:
         """Raises InputError, naming the layer and the reason, where the runtime cannot run a scheme."""
         for name, scheme in config.schemes.items():
-            reason = self.runtime.refusal(scheme, self.graph.layer(name).op)
+            reason = self.runtime.refusal(scheme, self.graph.layer(name))
             if reason:
                 raise InputError(f"{self.runtime.name} cannot run layer {name!r} as {scheme}: {reason}")
-        rest = LayerScheme(precision=config.rest)
-        reason = self.runtime.refusal(rest, "rest")
+        reason = self.runtime.float_refusal(config.rest)
         if reason:
             raise InputError(f"{self.runtime.name} cannot run rest: {config.rest}: {reason}")
 
@@ -316,11 +314,9 @@ class Evaluator:
 
     def silent_layers(self, config: MixedPrecisionConfig, kernels: Sequence[Kernel]) -> list[str]:
         """Layers that did not execute in what was asked (or what this CPU is known to make of it)."""
-        return [
-            kernel.layer
-            for kernel in kernels
-            if kernel.executed != self.runtime.expected(config.schemes[kernel.layer].precision)
-        ]
+        schemes, layers = config.schemes, self.graph.by_name
+        expected = {name: self.runtime.expected(schemes[name], layers[name], config) for name in layers}
+        return [kernel.layer for kernel in kernels if kernel.executed != expected[kernel.layer]]
 
     def holdout(self, candidate: Candidate) -> dict[str, object]:
         """Metric and drop on the holdout split, with the paired bootstrap's 95 % interval of the drop."""

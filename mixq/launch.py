@@ -79,11 +79,12 @@ def analyze_with_bar(
 ) -> Sensitivity:
     """`mixq.sensitivity.analyze` for the schemes that the runtime can run somewhere, with a bar."""
     runnable = [
-        s for s in schemes if any(evaluator.runtime.refusal(s, layer.op) is None for layer in evaluator.graph.layers)
+        s for s in schemes if any(evaluator.runtime.refusal(s, layer) is None for layer in evaluator.graph.layers)
     ]
     if not runnable:
         raise InputError(f"{evaluator.runtime.name} can run none of {', '.join(map(str, schemes))}; see mixq devices")
-    with progress.bar(len(runnable) * len(evaluator.graph.layers), "analyzing") as bar:
+    pairs = [(s, n) for s in runnable for n in evaluator.graph.layers if evaluator.runtime.refusal(s, n) is None]
+    with progress.bar(len(pairs), "analyzing") as bar:
         return analyze_layers(evaluator, runnable, rows=rows, progress=lambda _done, _total, note: bar.step(note))
 
 
@@ -136,7 +137,7 @@ def open_job(
 
 def guide_job(job: SearchJob, progress: Progress) -> None:
     """Analyze, unless the study knows already; from then on its sampler is the space's, and what comes first queued."""
-    job.sensitivity = _sensitivity(job.study, job.evaluator, job.watch, progress)
+    job.sensitivity = _sensitivity(job.study, job.evaluator, job.choices, job.watch, progress)
     profiles = _profiles(job.study, job.evaluator, job.choices, job.watch)
     guide = Guide(job.choices, job.evaluator.graph, job.sensitivity, job.space.objectives[0], profiles)
     job.study.sampler = get_sampler(job.space.sampler, job.choices, guide, job.seed + len(job.study.trials))
@@ -145,13 +146,17 @@ def guide_job(job: SearchJob, progress: Progress) -> None:
     enqueue(job.study, "analyzed", starts)
 
 
-def _sensitivity(study: Study, evaluator: Evaluator, watch: Stopwatch, progress: Progress) -> Sensitivity:
-    """Of INT8: what the study has stored, else analyzed now."""
+def _sensitivity(
+    study: Study, evaluator: Evaluator, choices: Choices, watch: Stopwatch, progress: Progress
+) -> Sensitivity:
+    """Of every kind of INT8 that there is to choose: what the study has stored, else analyzed now."""
     known = load_sensitivity(study)
     if known is not None:
         return known
     with watch.measuring("analysis"):
-        found = analyze_with_bar(evaluator, [INT8], ANALYSIS_ROWS, progress)
+        schemes = dict.fromkeys(scheme.untrained for unit in choices.units for scheme in unit.schemes)
+        int8 = [scheme for scheme in schemes if scheme.precision is Precision.INT8]
+        found = analyze_with_bar(evaluator, int8 or [INT8], ANALYSIS_ROWS, progress)
     store_sensitivity(study, found)
     return found
 

@@ -94,9 +94,9 @@ def _exported(module: Any, example: Inputs, axes: DynamicAxes) -> ir.Model:
     ones = {name: tuple(a for a in dynamic if example[name].shape[a] == 1) for name, dynamic in axes.items()}
     rows = {name: torch.from_numpy(value.copy()) for name, value in doubled(two_rows, ones).items()}
     dynamic = {name: dict.fromkeys((0, *axes.get(name, ())), torch.export.Dim.DYNAMIC) for name in rows}
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in ("torch.onnx", "onnxscript")}
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own deprecations; nothing that a user can act on
@@ -116,7 +116,8 @@ def _exported(module: Any, example: Inputs, axes: DynamicAxes) -> ir.Model:
             "must bear other sizes on those axes"
         ) from error
     finally:
-        logger.setLevel(level)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
     if program is None:
         raise InputError("torch.onnx.export returned no program")
     model: ir.Model = program.model

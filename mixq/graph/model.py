@@ -24,11 +24,16 @@ ONNX_LIMIT = 2**31 - 1  # protobuf's limit for one message
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One node with a weight. Shapes are those of one row; `macs` multiply-accumulates a row; `bytes` in FP32."""
+    """One node with a weight, or the product of two activations (attention). Shapes are those of one row.
+
+    weight: None where there is none; weight_shape then is that of the second operand, whose name is `other`. input: the
+    tensor that is multiplied; of a Gather, which looks rows of its weight up, their indices. macs: multiply-accumulates
+    a row; bytes: of the parameters in FP32.
+    """
 
     name: str
     op: str
-    weight: str
+    weight: str | None
     bias: str | None
     channel_axis: int
     input: str
@@ -38,10 +43,32 @@ class Layer:
     output_shape: tuple[int, ...]
     parameters: int
     macs: int
+    other: str | None = None
 
     @property
     def bytes(self) -> int:
         return 4 * self.parameters
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether it is an embedding: a table of weights, of which rows are read and nothing is computed."""
+        return self.op == "Gather"
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether its weight is a matrix that multiplies its input: what recipes and training work on."""
+        return self.weight is not None and not self.looks_up
+
+    @property
+    def weight_index(self) -> int:
+        """The number of the node's input that is the weight."""
+        return 0 if self.looks_up else 1
+
+    @property
+    def operands(self) -> dict[int, str]:
+        """The activations that the layer computes with, by the number of the node's input."""
+        found = {} if self.looks_up else {0: self.input}
+        return found if self.other is None else {**found, 1: self.other}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +86,24 @@ class Graph:
     def layer_names(self) -> list[str]:
         return [layer.name for layer in self.layers]
 
+    @property
+    def computing_names(self) -> list[str]:
+        """The layers that compute with activations: all but embeddings."""
+        return [layer.name for layer in self.layers if layer.operands]
+
+    @property
+    def matrices(self) -> tuple[Layer, ...]:
+        """The layers whose weight multiplies their input."""
+        return tuple(layer for layer in self.layers if layer.multiplies)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (16 digits) over topology and weights."""
         return hashlib.sha256(serialize(self.model)).hexdigest()[:16]
 
-    def weight(self, name: str) -> Array:
-        """The value of the initializer `name`."""
-        tensor = self.model.graph.initializers[name].const_value
+    def weight(self, name: str | None) -> Array:
+        """The value of the initializer `name`. Raises KeyError where there is none, as for a layer without a weight."""
+        tensor = None if name is None else self.model.graph.initializers[name].const_value
         if tensor is None:
             raise KeyError(name)
         return tensor.numpy()

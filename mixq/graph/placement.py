@@ -31,6 +31,8 @@ class Placement:
     gets an output pair where that activation alone follows.
     fused_activations: activations that an integer kernel takes in, so that the pair stands behind them.
     pair_after_transparent: whether a pair is repeated behind each transparent op.
+    weight_only, weight_only_beside_dynamic, dynamic: the forms (`unpaired.py`) of INT8 layers of these kinds; the
+    second is that of weight-only layers where the network has dynamic ones too.
     rewritten: ops of `transparent` and `integer` that the runtime finds no integer kernel for by itself; they are
     written in a form that it has one for (`rewrite.py`).
     """
@@ -45,3 +47,6 @@ class Placement:
     fused_activations: frozenset[str] = frozenset({"Relu", "Clip"})
     pair_after_transparent: bool = False
     rewritten: frozenset[str] = frozenset()
+    weight_only: str = "folded"
+    weight_only_beside_dynamic: str = "folded"
+    dynamic: str = "integer_product"

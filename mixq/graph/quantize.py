@@ -48,10 +48,16 @@ def quantize_activations(model: ir.Model, plan: Plan, activations: Mapping[str, 
 def quantize_weights(
     model: ir.Model, graph: Graph, plan: Plan, parameters: Parameters, trainable: Collection[str] = ()
 ) -> None:
-    """Weights of the INT8 layers as int8, biases as int32. Layers in `trainable` keep float ones behind a Q → DQ."""
+    """Weights of the layers that read codes as int8, biases as int32.
+
+    Layers in `trainable` keep float ones behind a QuantizeLinear → DequantizeLinear.
+    """
     nodes = nodes_by_name(model.graph)
-    for name, qparams in parameters.weights.items():
+    for name in plan.inputs:
         layer, node = graph.by_name[name], nodes[name]
+        if layer.weight is None:
+            continue
+        qparams = parameters.weights[name]
         if name in trainable:
             give_own(model, node, 1, constant(node, 1))
             pair = _pair(model.graph, _input(node, 1), qparams, np.int8, f"{name}.weight")
@@ -60,9 +66,9 @@ def quantize_weights(
             if layer.bias is not None:
                 give_own(model, node, 2, constant(node, 2))
             continue
-        _store_weight(model.graph, node, layer, qparams)
+        store_weight(model.graph, node, layer, qparams)
         if layer.bias is not None:
-            _store_bias(model.graph, node, layer, parameters.activations[plan.inputs[name]], qparams)
+            _store_bias(model.graph, node, layer, parameters.activations[plan.inputs[name][0]], qparams)
 
 
 def own_name(layer: str, index: int) -> str:
@@ -126,7 +132,8 @@ def dequantized(graph: ir.Graph, before: ir.Node, codes: Array, qparams: QParams
     return back.outputs[0]
 
 
-def _store_weight(graph: ir.Graph, node: ir.Node, layer: Layer, qparams: QParams) -> None:
+def store_weight(graph: ir.Graph, node: ir.Node, layer: Layer, qparams: QParams) -> None:
+    """Let the layer read its weight as int8 behind a DequantizeLinear."""
     codes = affine.quantize(constant(node, 1), qparams, affine.S8)
     node.replace_input_with(1, dequantized(graph, node, codes, qparams, f"{layer.name}.weight"))
 

@@ -37,13 +37,13 @@ class AdaRound:
 
     def apply(self, prepared: Prepared, material: Material) -> Prepared:
         """`prepared` with weights that are their codes' values."""
-        names = prepared.graph.layer_names
+        names = [layer.name for layer in prepared.graph.matrices]
         walk = Walk(prepared.graph, material)
-        matrices = matrices_of(prepared.graph, prepared.graph.layers)
+        matrices = matrices_of(prepared.graph, prepared.graph.matrices)
         for name in material.told(names, "rounding layer"):  # one by one: each sees what the ones before it really give
             layer, matrix = prepared.graph.by_name[name], matrices[name]
             moments = collect_moments(walk.inputs(prepared, layer), matrix, material)
-            weight = matrix.rows(prepared.graph.weight(layer.weight)).astype(np.float64)
+            weight = matrix.rows(prepared.own_weight(name)).astype(np.float64)
             scale = matrix.by_row(prepared.weight_qparams(name).scale).astype(np.float64)
             wanted = in_parts((weight / scale).transpose(1, 0, 2)).transpose(1, 0, 2)
             codes = joined(self._codes(wanted, moments).transpose(1, 0, 2), weight.shape[-1]).transpose(1, 0, 2)

@@ -28,7 +28,7 @@ class BiasCorrection:
             means = mean_columns(prepared, material, layers)
             for name, matrix in matrices_of(prepared.graph, layers).items():
                 layer = prepared.graph.by_name[name]
-                lost = matrix.rows(prepared.graph.weight(layer.weight) - prepared.rounded(name))
+                lost = matrix.rows(prepared.own_weight(name) - prepared.rounded(name))
                 change = matrix.gain * lost @ means[name][..., None]
                 own = prepared.graph.weight(str(layer.bias))
                 values[name, 2] = (own + change.reshape(own.shape)).astype(np.float32)

@@ -83,18 +83,25 @@ class OnnxRuntime(Runtime):
     def version(self) -> str:
         return str(onnxruntime.__version__)
 
-    def refusal(self, scheme: LayerScheme, op: str) -> str | None:
-        if scheme.activation is not Activation.STATIC:
-            return f"{scheme.activation} INT8 activations are not lowered for ONNX Runtime yet"
-        if scheme.precision is Precision.INT8 and op not in INTEGER_LAYERS:
-            return f"ONNX Runtime's CPU provider has no integer kernel for {op}"
-        return REFUSED.get(scheme.precision)
+    def float_refusal(self, precision: Precision) -> str | None:
+        return REFUSED.get(precision)
 
-    def expected(self, precision: Precision) -> str:
-        return "fp32" if precision in REFUSED else precision.value
+    def int8_refusal(self, activation: Activation, layer: Layer) -> str | None:
+        if activation is Activation.WEIGHT_ONLY:
+            return None
+        if layer.op not in INTEGER_LAYERS:
+            return f"ONNX Runtime's CPU provider has no integer kernel for {layer.op}"
+        if activation is Activation.DYNAMIC and layer.op == "Conv":
+            return "ONNX Runtime's ConvInteger takes several times as long as its float Conv"
+        return None
+
+    def expected(self, scheme: LayerScheme, layer: Layer, config: MixedPrecisionConfig) -> str:
+        if scheme.precision in REFUSED or (scheme.activation is Activation.WEIGHT_ONLY and not layer.looks_up):
+            return "fp32"
+        return scheme.precision.value
 
     def options(self, config: MixedPrecisionConfig) -> Mapping[str, str]:
-        mixed = 0 < len(config.layers_with(Precision.INT8)) < len(config.schemes)
+        mixed = 0 < len(config.static_layers) < len(config.schemes)
         return {DISABLED: FOR_MIXES} if mixed else {}
 
     def typed(self, config: MixedPrecisionConfig) -> bool:

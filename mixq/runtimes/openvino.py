@@ -8,7 +8,7 @@ import re
 os.environ.setdefault("OPENVINO_TELEMETRY", "0")
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -24,12 +24,19 @@ from mixq.runtimes.base import Audit, Executable, Kernel, Runtime
 from mixq.task import Inputs, Outputs
 
 HINT = "INFERENCE_PRECISION_HINT"
+# How many values of an input share a scale that is found at run time; 0: none is. Layers whose weights are stored as
+# codes are quantized so where their inputs are whole groups, or else stay float without a word (2026.4). Unless it is
+# told, OpenVINO takes 32 wherever it can, and weight-only is not what it says.
+GROUP, GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE", 128
+DYNAMIC_OPS = ("Gemm", "MatMul")
 PROFILE_SECONDS, FEWEST_PROFILED, MOST_PROFILED = 0.3, 5, 50  # counters are means of all runs; the first allocates
 SHAPES_KEPT = 4  # compiled models kept per executable, one a set of input shapes
 EXECUTED = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 # Subgraph is a fusion of elementwise ops, which holds a layer only in attention.
 KERNELS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 COMPUTING = (*KERNELS, "Subgraph")
+LOOK_UPS = ("Gather",)
+MOST_FUSED = 4  # ops behind a layer by whose names its kernel may be known: scale, mask and softmax of attention
 
 
 class OpenVino(Runtime):
@@ -37,7 +44,10 @@ class OpenVino(Runtime):
 
     name: ClassVar[str] = "openvino"
     placement: ClassVar[Placement] = Placement(
-        transparent=VALUE_PRESERVING | {"Pad"}, integer=frozenset({"Add", "GlobalAveragePool"})
+        transparent=VALUE_PRESERVING | {"Pad"},
+        integer=frozenset({"Add", "GlobalAveragePool"}),
+        weight_only="stored",
+        dynamic="stored",
     )
 
     @cached_property
@@ -52,20 +62,33 @@ class OpenVino(Runtime):
     def version(self) -> str:
         return str(openvino.get_version())
 
-    def refusal(self, scheme: LayerScheme, op: str) -> str | None:
-        if scheme.activation is not Activation.STATIC:
-            return f"{scheme.activation} INT8 activations are not lowered for OpenVINO yet"
-        if scheme.precision is Precision.BF16 and "BF16" not in self._capabilities:
+    def float_refusal(self, precision: Precision) -> str | None:
+        if precision is Precision.BF16 and "BF16" not in self._capabilities:
             return "this CPU has no BF16 instructions"
         return None
 
-    def expected(self, precision: Precision) -> str:
-        if precision is Precision.FP16 and "FP16" not in self._capabilities:
+    def int8_refusal(self, activation: Activation, layer: Layer) -> str | None:
+        if layer.weight is None:
+            return "OpenVINO computes products of activations in float: it fuses attention as a whole"
+        if activation is not Activation.DYNAMIC:
+            return None
+        if layer.op not in DYNAMIC_OPS:
+            return f"OpenVINO quantizes at run time what constant matrices multiply, not the input of a {layer.op}"
+        if layer.weight_shape[1 - layer.channel_axis] % GROUP_SIZE:
+            return f"OpenVINO quantizes inputs at run time by {GROUP_SIZE} values, and only where none is left over"
+        return None
+
+    def expected(self, scheme: LayerScheme, layer: Layer, config: MixedPrecisionConfig) -> str:
+        if scheme.activation is Activation.WEIGHT_ONLY and not layer.looks_up:
+            return "fp32" if self.typed(config) else "bf16"
+        if scheme.precision is Precision.FP16 and "FP16" not in self._capabilities:
             return "fp32"
-        return precision.value
+        return scheme.precision.value
 
     def options(self, config: MixedPrecisionConfig) -> Mapping[str, str]:
-        return {HINT: "f32" if self.typed(config) else "bf16"}
+        options = {HINT: "f32" if self.typed(config) else "bf16"}
+        dynamic = bool(config.int8_layers(Activation.DYNAMIC))
+        return {**options, GROUP: str(GROUP_SIZE if dynamic else 0)}
 
     def typed(self, config: MixedPrecisionConfig) -> bool:
         # Under the hint everything that is not INT8 becomes BF16 with no cast at all: the cheapest mix. FP32 and FP16
@@ -116,11 +139,15 @@ class Compiled(Executable):
         # Counters slow the model down by some 3 %, so the model whose latency is measured has none.
         compiled = self._profiled(inputs) if timed else self._request(inputs).get_compiled_model()
         executed = compiled.get_runtime_model().get_ordered_ops()
-        nodes = [_info(node) for node in executed]
-        outputs = {node.name: node.output[0] for node in onnx.load_model_from_string(self._onnx).graph.node}
-        names = {layer.name: {layer.output, outputs.get(layer.name, layer.output)} for layer in layers}
-        kernels = tuple(_kernel(layer, written, nodes) for layer, written in names.items())
+        nodes = [{**_info(node), "reads": _read(node)} for node in executed]
+        names = _names_behind(self._onnx, layers)
+        kernels = tuple(_kernel(layer, names[layer.name], nodes, self._group) for layer in layers)
         return Audit(kernels, sum(_converts(node) for node in executed))
+
+    @property
+    def _group(self) -> int:
+        """How many values share a scale that is found at run time; 0 for none."""
+        return int(self._properties.get(GROUP, 0))
 
     def _profiled(self, inputs: Inputs) -> Any:
         compiled = self._compile(inputs, {**self._properties, "PERF_COUNT": True})
@@ -167,28 +194,74 @@ def _is_code(info: Mapping[str, str]) -> bool:
     return EXECUTED.get(info["outputPrecisions"].partition(",")[0]) == "int8"
 
 
-def _kernel(layer: str, outputs: Collection[str], nodes: Sequence[Mapping[str, str]]) -> Kernel:
-    """The computing node that took `layer` in; its fused node lists the names of all that went into it."""
+def _names_behind(onnx_bytes: bytes, layers: Sequence[Layer]) -> dict[str, list[set[str]]]:
+    """By layer: the names of its output, then those of each op behind it that a kernel may take in, up to a layer."""
+    nodes = onnx.load_model_from_string(onnx_bytes).graph.node
+    by_name, known = {node.name: node for node in nodes}, {layer.name for layer in layers}
+    readers: dict[str, list[Any]] = {}
+    for node in nodes:
+        for value in node.input:
+            readers.setdefault(value, []).append(node)
+    found = {}
+    for layer in layers:
+        names, node = [{layer.output}], by_name.get(layer.name)
+        while node is not None:
+            names.append({node.name, *node.output})
+            following = readers.get(node.output[0], [])
+            ends = len(following) != 1 or following[0].name in known or len(names) > MOST_FUSED
+            node = None if ends else following[0]
+        found[layer.name] = [names[0] | names[1], *names[2:]] if len(names) > 1 else names
+    return found
+
+
+def _kernel(layer: Layer, behind: Sequence[set[str]], nodes: Sequence[Mapping[str, str]], group: int) -> Kernel:
+    """The computing node that took `layer` in; its fused node lists the names of all that went into it, or of some."""
     # Some transformations keep the output's name only; of a node and a tensor of one name, one gets a number (2026.4).
-    exact = {layer, *outputs}
-    exact |= {f"{name}{part}" for name in (layer, f"{layer}/WithoutBiases") for part in ("", "/DequantizationMultiply")}
-    numbered = re.compile(rf"{re.escape(layer)}_\d+(/WithoutBiases)?")
+    name, types = layer.name, LOOK_UPS if layer.looks_up else COMPUTING
+    exact = {name, *behind[0]}
+    exact |= {f"{part}{end}" for part in (name, f"{name}/WithoutBiases") for end in ("", "/DequantizationMultiply")}
+    numbered = re.compile(rf"{re.escape(name)}_\d+(/WithoutBiases)?")
     found = [
         node
         for node in nodes
-        if node["layerType"] in COMPUTING and any(name in exact or numbered.fullmatch(name) for name in _names(node))
+        if node["layerType"] in types and any(one in exact or numbered.fullmatch(one) for one in _names(node))
     ]
-    found.sort(key=lambda node: (COMPUTING.index(node["layerType"]), not exact & _names(node)))
-    if not found:
-        return Kernel(layer, "unknown", "not in the executed graph")
-    node = found[0]
+    found.sort(key=lambda node: (types.index(node["layerType"]), not exact & _names(node)))
+    computing = (node for names in behind[1:] for node in nodes if node["layerType"] in types and names & _names(node))
+    node = found[0] if found else next(computing, None)
+    if node is None:
+        return Kernel(name, "unknown", "not in the executed graph")
     time = node["execTimeMcs"]
     return Kernel(
-        layer,
-        EXECUTED.get(node["runtimePrecision"], node["runtimePrecision"]),
+        name,
+        _executed(node, layer, group),
         f"{node['layerType']}:{node['primitiveType']}",
         float(time) if time.replace(".", "").isdigit() else None,
     )
+
+
+def _executed(node: Mapping[str, str], layer: Layer, group: int) -> str:
+    """The precision of the arithmetic.
+
+    Of float data times codes, OpenVINO names the codes' type, whether it quantizes the data too or not (2026.4). It
+    does so where the data consists of whole groups; a test compares with the numbers. If not, the primitive's name ends
+    in the type that it computes in.
+    """
+    data, *others = node["reads"].split(",")
+    mixed = layer.multiplies and EXECUTED.get(data) != "int8" and "int8" in {EXECUTED.get(one) for one in others[:1]}
+    if not mixed:
+        return EXECUTED.get(node["runtimePrecision"], node["runtimePrecision"])
+    if group and not layer.weight_shape[1 - layer.channel_axis] % group:
+        return "int8"
+    arithmetic = node["primitiveType"].rpartition("_")[2]
+    return EXECUTED.get(arithmetic, arithmetic)
+
+
+def _read(node: Any) -> str:
+    """The types of what the node reads, as OpenVINO calls them."""
+    sources = [port.get_source_output() for port in node.inputs()]
+    types = [(_info(source.get_node())["outputPrecisions"].split(","), source.get_index()) for source in sources]
+    return ",".join(found[min(index, len(found) - 1)] for found, index in types)
 
 
 def _names(node: Mapping[str, str]) -> set[str]:

@@ -58,12 +58,15 @@ def test_matmul_of_tokens() -> None:
     assert layer.channel_axis == 1
 
 
-def test_only_nodes_with_one_constant_weight_are_layers() -> None:
+def test_nodes_with_one_constant_weight_and_products_of_activations_are_layers() -> None:
     net = Net(6, 8, 8)
     products = net.op("MatMul", "x", "x")
     scaled = net.op("MatMul", net.weight("left", 8, 8), products)
     graph = net.graph(net.gemm(net.pooled(scaled), 6, 2, "head"), example=images(3, 6))
-    assert graph.layer_names == ["head"]
+    assert graph.layer_names == ["matmul0", "head"]
+    product = graph.by_name["matmul0"]
+    assert (product.weight, product.other, product.parameters, product.macs) == (None, "x", 0, 6 * 8 * 8 * 8)
+    assert product.operands == {0: "x", 1: "x"}
 
 
 def test_nodes_without_a_name_are_named_for_their_outputs_and_no_two_alike() -> None:
