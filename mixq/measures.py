@@ -1,11 +1,7 @@
-"""What is computed from outputs: distances from FP32, calibration, agreement, and the interval of a drop."""
+"""What is computed from outputs: distances from FP32, calibration, agreement."""
 
 from __future__ import annotations
 
-import math
-import time
-import warnings
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +9,6 @@ import numpy as np
 from mixq.task import Array, Outputs
 
 ECE_BINS = 15
-RESAMPLES = 1000
-FEWEST_RESAMPLES = 50
-SLOW_SECONDS = 5.0  # for metrics that must be computed anew on every resample
-
-MetricOf = Callable[[Outputs, Array], float]
 
 
 def class_scores(outputs: Outputs, targets: Array) -> Array | None:
@@ -97,88 +88,3 @@ def expected_calibration_error(scores: Array, targets: Array) -> float:
     bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
     gaps = np.bincount(bins, weights=correct - confidence, minlength=ECE_BINS)
     return float(np.abs(gaps).sum() / len(targets))
-
-
-def drop_interval(
-    metric: MetricOf,
-    reference: Outputs,
-    outputs: Outputs,
-    targets: Array,
-    rows_per_sample: int = 1,
-    seed: int = 0,
-    *,
-    confidence: float = 0.95,
-    most_s: float = SLOW_SECONDS,
-) -> tuple[float, float]:
-    """Interval of metric(reference) − metric(outputs) by the paired bootstrap (Efron & Tibshirani 1993, ch. 13).
-
-    Samples of `rows_per_sample` rows are drawn with replacement, the same ones for both. A metric that is the mean of
-    its values for single samples is recognized as such, and resampled from those; any other is computed anew on as
-    many resamples as `most_s` seconds allow, and FEWEST_RESAMPLES at least. NaN where no sample has the metric.
-    """
-    rng = np.random.default_rng(seed)
-    count = len(targets) // rows_per_sample
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a metric that does not fit single rows or odd samples may say so
-        singles = [_single_values(metric, found, targets, rows_per_sample) for found in (reference, outputs)]
-        if singles[0] is not None and singles[1] is not None:
-            differences = singles[0] - singles[1]
-            drops = [float(differences[rng.integers(0, count, count)].mean()) for _ in range(RESAMPLES)]
-        else:
-            drops = _resampled_drops(metric, reference, outputs, targets, rows_per_sample, rng, most_s)
-    low, high = np.quantile(drops, [(1 - confidence) / 2, (1 + confidence) / 2]) if drops else (math.nan, math.nan)
-    return float(low), float(high)
-
-
-def _single_values(metric: MetricOf, outputs: Outputs, targets: Array, rows: int) -> Array | None:
-    """The metric of each sample alone, where their mean is the metric of all; else None."""
-    parts = [slice(i, i + rows) for i in range(0, len(targets), rows)]
-    found = []
-    for part in parts:
-        value = _defined(metric, _rows(outputs, part), targets[part])
-        if value is None:
-            return None
-        found.append(value)
-    return np.array(found) if abs(np.mean(found) - metric(outputs, targets)) <= 1e-9 else None
-
-
-def _defined(metric: MetricOf, outputs: Outputs, targets: Array) -> float | None:
-    """The metric of these rows; None where it has none, in any way that its author chose (an error, NaN)."""
-    try:
-        value = metric(outputs, targets)
-    except Exception:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _resampled_drops(
-    metric: MetricOf,
-    reference: Outputs,
-    outputs: Outputs,
-    targets: Array,
-    rows: int,
-    rng: np.random.Generator,
-    most_s: float,
-) -> list[float]:
-    """Drops on resampled rows; samples for which the metric is undefined are left out."""
-    drops: list[float] = []
-    end = time.monotonic() + most_s
-    for done in range(RESAMPLES):
-        if done >= FEWEST_RESAMPLES and time.monotonic() >= end:
-            break
-        samples = rng.integers(0, len(targets) // rows, len(targets) // rows)
-        index = (samples[:, None] * rows + np.arange(rows)).reshape(-1)
-        drop = drop_of(metric, _rows(reference, index), _rows(outputs, index), targets[index])
-        if drop is not None:
-            drops.append(drop)
-    return drops
-
-
-def drop_of(metric: MetricOf, reference: Outputs, outputs: Outputs, targets: Array) -> float | None:
-    """metric(reference) − metric(outputs); None where the metric is undefined on these rows."""
-    before, after = (_defined(metric, found, targets) for found in (reference, outputs))
-    return None if before is None or after is None else before - after
-
-
-def _rows(outputs: Mapping[str, Array], index: slice | Array) -> dict[str, Array]:
-    return {name: value[index] for name, value in outputs.items()}

@@ -16,7 +16,7 @@ LEVELS = (
     ("errors", "validation"),
     ("config", "machine", "stopwatch", "progress", "atomic", "array_store"),
     ("affine",),
-    ("task", "dataset", "corruptions", "measures", "deltas"),
+    ("task", "dataset", "corruptions", "drop", "measures", "deltas"),
     ("graph",),
     ("calibration",),
     ("twin",),
