@@ -20,7 +20,10 @@ RESAMPLES = 1000
 FEWEST_RESAMPLES = 50
 SLOW_SECONDS = 5.0  # for metrics that must be computed anew on every resample
 
+SAME = 1e-9  # how near the mean of a metric's single values comes to a metric that is that mean
+
 MetricOf = Callable[[Outputs, Array], float]
+Mean = Callable[[Array], float]
 Values = TypeVar("Values", float, Array)
 
 
@@ -80,33 +83,54 @@ def drop_interval(
     """Interval of the drop from reference to outputs by the paired bootstrap (Efron & Tibshirani 1993, ch. 13).
 
     Samples of `rows_per_sample` rows are drawn with replacement, the same ones for both. A metric that is the mean of
-    its values for single samples is recognized as such, and resampled from those; any other is computed anew on as
-    many resamples as `most_s` seconds allow, and FEWEST_RESAMPLES at least. NaN where no sample has the metric.
+    its values for single samples, or their geometric mean (perplexity), is recognized as such, and resampled from
+    those; any other is computed anew on as many resamples as `most_s` seconds allow, and FEWEST_RESAMPLES at least. NaN
+    where no sample has the metric.
     """
     rng = np.random.default_rng(seed)
     count = len(targets) // rows_per_sample
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a metric that does not fit single rows or odd samples may say so
-        singles = [_single_values(metric, found, targets, rows_per_sample) for found in (reference, outputs)]
-        if singles[0] is not None and singles[1] is not None:
-            differences = metric.drop(singles[0], singles[1])
-            drops = [float(differences[rng.integers(0, count, count)].mean()) for _ in range(RESAMPLES)]
+        singles = _single_values(metric, reference, outputs, targets, rows_per_sample)
+        if singles is not None:
+            before, after, mean = singles
+            draws = (rng.integers(0, count, count) for _ in range(RESAMPLES))
+            drops = [metric.drop(mean(before[index]), mean(after[index])) for index in draws]
         else:
             drops = _resampled_drops(metric, reference, outputs, targets, rows_per_sample, rng, most_s)
     low, high = np.quantile(drops, [(1 - confidence) / 2, (1 + confidence) / 2]) if drops else (math.nan, math.nan)
     return float(low), float(high)
 
 
-def _single_values(metric: PrimaryMetric, outputs: Outputs, targets: Array, rows: int) -> Array | None:
-    """The metric of each sample alone, where their mean is the metric of all; else None."""
+def _single_values(
+    metric: PrimaryMetric, reference: Outputs, outputs: Outputs, targets: Array, rows: int
+) -> tuple[Array, Array, Mean] | None:
+    """The metric of each sample alone, for both outputs, and the mean of them that is the metric of all; else None."""
     parts = [slice(i, i + rows) for i in range(0, len(targets), rows)]
-    found = []
-    for part in parts:
-        value = metric.defined(_rows(outputs, part), targets[part])
-        if value is None:
+    values = []
+    for found in (reference, outputs):
+        singles = [metric.defined(_rows(found, part), targets[part]) for part in parts]
+        if None in singles:
             return None
-        found.append(value)
-    return np.array(found) if abs(np.mean(found) - metric.of(outputs, targets)) <= 1e-9 else None
+        values.append(np.array(singles))
+    wholes = [metric.of(found, targets) for found in (reference, outputs)]
+    for mean in MEANS:
+        if np.allclose([mean(value) for value in values], wholes, rtol=SAME, atol=SAME):
+            return values[0], values[1], mean
+    return None
+
+
+def _mean(values: Array) -> float:
+    return float(values.mean())
+
+
+def _geometric_mean(values: Array) -> float:
+    """Of values of one sign; NaN for others."""
+    sign = np.sign(values[0])
+    return float(sign * np.exp(np.log(values * sign).mean())) if (values * sign > 0).all() else math.nan
+
+
+MEANS: tuple[Mean, ...] = (_mean, _geometric_mean)
 
 
 def _resampled_drops(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from mixq.drop import MetricOf, PrimaryMetric, drop_interval, metric_label
 from mixq.task import Array, Outputs
@@ -27,6 +27,12 @@ def pair_score(outputs: Outputs, targets: Array) -> float:
 
 def correlation(outputs: Outputs, targets: Array) -> float:
     return float(np.corrcoef(outputs["y"][:, 0], targets)[0, 1])
+
+
+def perplexity(outputs: Outputs, targets: Array) -> float:
+    """exp of the mean cross-entropy of the targets' classes."""
+    wide = outputs["y"].astype(np.float64)
+    return float(np.exp(np.mean(special.logsumexp(wide, axis=1) - wide[np.arange(len(wide)), targets])))
 
 
 def interval(
@@ -126,7 +132,7 @@ def test_a_metric_that_no_sample_has_gives_no_interval() -> None:
     assert math.isnan(high)
 
 
-@pytest.mark.parametrize("metric", [accuracy, correlation, pair_score, single_class_refused])
+@pytest.mark.parametrize("metric", [accuracy, perplexity, correlation, pair_score, single_class_refused])
 def test_a_metric_turned_round_has_the_same_drop_and_interval(metric: MetricOf) -> None:
     """Its negative, of which less is better, must change no number."""
     up, down = PrimaryMetric("m", metric), PrimaryMetric("m", lambda o, t: -metric(o, t), higher_is_better=False)
@@ -153,3 +159,33 @@ def test_a_drop_on_rows_without_the_metric_is_none() -> None:
 def test_the_direction_is_said_where_lower_is_better() -> None:
     assert metric_label("top1", higher_is_better=True) == "top1"
     assert str(PrimaryMetric("loss", accuracy, higher_is_better=False)) == "loss (lower is better)"
+
+
+def test_perplexity_is_resampled_from_single_rows() -> None:
+    """As a metric computed anew on every resample has it, but for how many of them there are; in few calls."""
+    calls: list[int] = []
+
+    def counted(outputs: Outputs, targets: Array) -> float:
+        calls.append(len(targets))
+        return perplexity(outputs, targets)
+
+    reference, outputs, targets = {"y": logits(0)}, {"y": nearly(logits(0))}, labels()
+    low, high = interval(counted, reference, outputs, targets)
+    assert len(calls) == 2 * ROWS + 2
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(0, ROWS, ROWS) for _ in range(1000)]
+    drops = [
+        perplexity({"y": reference["y"][i]}, targets[i]) - perplexity({"y": outputs["y"][i]}, targets[i]) for i in draws
+    ]
+    assert (low, high) == pytest.approx(np.quantile(drops, (0.025, 0.975)), rel=1e-9)
+
+
+def test_a_metric_that_is_nought_by_one_row_is_no_geometric_mean() -> None:
+    """The least of the rows' values, on rows of which the first has 0."""
+
+    def least(outputs: Outputs, targets: Array) -> float:
+        return float(outputs["y"].min())
+
+    reference, outputs = {"y": np.array([0.0, 4.0])}, {"y": np.array([0.0, 1.0])}
+    low, high = interval(least, reference, outputs, np.zeros(2))
+    assert (low, high) == (0, 3)
