@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -91,12 +93,33 @@ def test_class_scores_are_one_float_matrix_with_class_indices() -> None:
     assert measures.class_scores({"y": scores}, labels()) is scores
 
 
+def test_the_scores_of_tokens_are_those_of_as_many_rows() -> None:
+    """rows × time × classes, with a right class for every token."""
+    reference, outputs = logits(0), nearly(logits(0))
+    shape = (ROWS // 5, 5)
+    tokens = [{"y": scores.reshape(*shape, CLASSES)} for scores in (reference, outputs)]
+    found = measures.class_measures(tokens[0], tokens[1], labels().reshape(shape))
+    assert found == measures.class_measures({"y": reference}, {"y": outputs}, labels())
+    assert found is not None
+    assert found.kl > 0
+
+
+def test_what_is_summed_in_pieces_is_what_is_summed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, outputs = {"y": logits(0)}, {"y": nearly(logits(0))}
+    whole = measures.class_measures(reference, outputs, labels()), measures.relative_mse(reference, outputs)
+    monkeypatch.setattr(measures, "PIECE", 4 * CLASSES + 1)
+    parts = measures.class_measures(reference, outputs, labels()), measures.relative_mse(reference, outputs)
+    assert astuple(parts[0]) == pytest.approx(astuple(whole[0]), rel=1e-12)  # type: ignore[arg-type]
+    assert parts[1] == pytest.approx(whole[1], rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("outputs", "targets"),
     [
         ({"y": logits(0), "z": logits(1)}, labels()),
         ({"y": logits(0)}, labels().astype(np.float32)),
         ({"y": logits(0)}, labels()[:, None]),
+        ({"y": logits(0).reshape(80, 5, CLASSES)}, labels().reshape(5, 80)),
         ({"y": logits(0)}, labels() + CLASSES),
         ({"y": logits(0)}, labels() - CLASSES),
         ({"y": logits(0)[:, :1]}, np.zeros(ROWS, np.int64)),
@@ -104,7 +127,18 @@ def test_class_scores_are_one_float_matrix_with_class_indices() -> None:
         ({"y": labels()[:, None] + np.arange(CLASSES)}, labels()),
         ({"y": logits(0)[:0]}, labels()[:0]),
     ],
-    ids=["two outputs", "float targets", "matrix", "too large", "negative", "one class", "rank 3", "integers", "empty"],
+    ids=[
+        "two outputs",
+        "float targets",
+        "matrix",
+        "other tokens",
+        "too large",
+        "negative",
+        "one class",
+        "rank 3",
+        "integers",
+        "empty",
+    ],
 )
 def test_other_outputs_are_no_class_scores(outputs: Outputs, targets: Array) -> None:
     assert measures.class_scores(outputs, targets) is None

@@ -12,10 +12,10 @@ CONTEXT = 128
 
 
 class Decoder(nn.Module):
-    """Next-character logits; 0.47 M parameters by default. The head's weight is the embedding's (Press & Wolf 2017)."""
+    """Next-character logits; 0.16 M parameters by default. The head's weight is the embedding's (Press & Wolf 2017)."""
 
     def __init__(
-        self, vocabulary: int = VOCABULARY, context: int = CONTEXT, width: int = 96, heads: int = 4, blocks: int = 4
+        self, vocabulary: int = VOCABULARY, context: int = CONTEXT, width: int = 64, heads: int = 4, blocks: int = 3
     ) -> None:
         """`context`: the most tokens of a row; `width` is a multiple of `heads`."""
         super().__init__()
