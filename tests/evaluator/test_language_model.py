@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import mixq
 from experiments.tiny_lm.decoder import Decoder
 from experiments.tiny_lm.task import TinyLM
-from mixq.config import LayerScheme, MixedPrecisionConfig, RecipeStep
+from mixq.config import LayerScheme, MixedPrecisionConfig, RecipeStep, Training
 from mixq.evaluation import Candidate
 from mixq.evaluator import Evaluator
 from mixq.runtimes import NAMES
@@ -79,11 +79,13 @@ def evaluator(task: type[Model] = Model, runtime: str = "openvino") -> Evaluator
     return of(task(), runtime)
 
 
-def configured(one: Evaluator, default: LayerScheme, **layers: LayerScheme) -> MixedPrecisionConfig:
-    """`head`: of the layer that the embedding is tied to."""
-    schemes = dict.fromkeys(one.graph.layer_names, default)
-    schemes |= {head(one): scheme for scheme in layers.values()}
-    return MixedPrecisionConfig(model=one.fingerprint, schemes=schemes, recipe=(RecipeStep(name="calibrate"),))
+def configured(
+    one: Evaluator, default: LayerScheme, tied: LayerScheme | None = None, training: Training | None = None
+) -> MixedPrecisionConfig:
+    """`tied`: of the head, which the embedding is tied to; by default as all others."""
+    schemes = dict.fromkeys(one.graph.layer_names, default) | {head(one): tied or default}
+    recipe = (RecipeStep(name="calibrate"),)
+    return MixedPrecisionConfig(model=one.fingerprint, schemes=schemes, recipe=recipe, training=training)
 
 
 def head(one: Evaluator) -> str:
@@ -159,7 +161,7 @@ def embedded(model: bytes, inputs: Array) -> Array:
 @pytest.mark.parametrize("scheme", [INT8, BF16, LayerScheme.parse("fp16")], ids=str)
 def test_a_quantized_head_leaves_the_embedding_as_it_is(task: type[Model], scheme: LayerScheme) -> None:
     one = evaluator(task)
-    candidate = one.prepare(configured(one, FP32, head=scheme))
+    candidate = one.prepare(configured(one, FP32, scheme))
     weight = task().model().embedding.weight.detach().numpy()
     np.testing.assert_array_equal(embedded(candidate.model, tokens(6)), weight[tokens(6)])
 
@@ -169,7 +171,7 @@ def test_the_file_holds_a_tied_weight_as_often_as_it_is_read_in_another_form(tas
     """In FP32 once where embedding and head read it alike; with an INT8 head once as float32, once as int8."""
     one, size = evaluator(task), VOCABULARY * WIDTH
     for scheme, floats, codes in ((FP32, 1 if task is Model else 2, 0), (INT8, 1, 1)):
-        candidate = one.prepare(configured(one, FP32, head=scheme))
+        candidate = one.prepare(configured(one, FP32, scheme))
         arrays = [value for value in stored(candidate.model).values() if value.size == size]
         assert sorted(str(value.dtype) for value in arrays) == ["float32"] * floats + ["int8"] * codes
         assert one.evaluate(candidate).size_bytes == len(candidate.model)
@@ -184,6 +186,18 @@ def test_a_recipe_leaves_the_embedding_as_it_is(step: str) -> None:
     candidate = one.prepare(configured(one, INT8).model_copy(update={"recipe": recipe}))
     weight = Small().embedding.weight.detach().numpy()
     np.testing.assert_array_equal(embedded(candidate.model, tokens(6)), weight[tokens(6)])
+
+
+@pytest.mark.parametrize("task", [Model, UntiedModel])
+def test_a_trained_head_leaves_the_embedding_as_it_is(task: type[Model]) -> None:
+    """What is learned is the head's own copy of the weight that it shares."""
+    one = evaluator(task)
+    trained = configured(one, LayerScheme.parse("int8-qat"), training=Training(steps=3, learning_rate=0.5))
+    found, before = one.prepare(trained), one.prepare(configured(one, INT8))
+    weight = Small().embedding.weight.detach().numpy()
+    np.testing.assert_array_equal(embedded(found.model, tokens(6)), weight[tokens(6)])
+    name = f"{head(one)}.weight_quantized"
+    assert (stored(found.model)[name] != stored(before.model)[name]).any()
 
 
 def test_a_search_finds_a_model_that_verifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
