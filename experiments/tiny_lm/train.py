@@ -1,6 +1,6 @@
 """Trains the decoder and writes its checkpoint: `python -m experiments.tiny_lm.train`, from the project's root.
 
-A few minutes on two cores. Deterministic: the same machine and thread count give the same checkpoint.
+Minutes on two cores: 14 on ones that others used too. Deterministic: the same machine and thread count give the same checkpoint.
 """
 
 import math
@@ -61,8 +61,11 @@ def cross_entropy(network: Decoder, inputs: Tensor, targets: Tensor) -> Tensor:
 def perplexity(network: Decoder, inputs: Tensor, targets: Tensor) -> float:
     """exp of the mean cross-entropy."""
     with torch.inference_mode():
-        rows = [float(cross_entropy(network, x[None], y[None])) for x, y in zip(inputs, targets, strict=True)]
-    return math.exp(sum(rows) / len(rows))
+        parts = [
+            float(cross_entropy(network, inputs[rows], targets[rows])) * len(rows)
+            for rows in torch.split(torch.arange(len(inputs)), 64)  # type: ignore[no-untyped-call]
+        ]
+    return math.exp(sum(parts) / len(inputs))
 
 
 if __name__ == "__main__":
