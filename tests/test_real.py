@@ -116,7 +116,7 @@ def test_a_language_model_in_int8_loses_little_perplexity() -> None:
     """A drop above 0 is a rise; the embedding, which is looked up, stays in float32."""
     try:
         evaluator = Evaluator(TinyLM(), get_runtime("openvino"))
-        assert evaluator.reference_metrics["perplexity"] < 8
+        assert evaluator.reference_metrics["perplexity"] < 9
     except InputError as error:
         pytest.skip(str(error))
     evaluation = evaluator.evaluate(evaluator.prepare(int8_everywhere(evaluator)))
