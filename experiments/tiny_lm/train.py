@@ -63,7 +63,7 @@ def perplexity(network: Decoder, inputs: Tensor, targets: Tensor) -> float:
     with torch.inference_mode():
         parts = [
             float(cross_entropy(network, inputs[rows], targets[rows])) * len(rows)
-            for rows in torch.split(torch.arange(len(inputs)), 64)  # type: ignore[no-untyped-call]
+            for rows in torch.split(torch.arange(len(inputs)), 64)
         ]
     return math.exp(sum(parts) / len(inputs))
 
