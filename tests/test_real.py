@@ -121,7 +121,8 @@ def test_a_language_model_in_int8_loses_little_perplexity() -> None:
         pytest.skip(str(error))
     evaluation = evaluator.evaluate(evaluator.prepare(int8_everywhere(evaluator)))
     assert len(evaluator.graph.layers) == 19
-    assert {kernel.executed for kernel in evaluation.kernels} == {"int8"}
+    blocks = [kernel for kernel in evaluation.kernels if kernel.layer.startswith("blocks.")]
+    assert {kernel.executed for kernel in blocks} == {"int8"}
     assert evaluation.drop == evaluation.metric - evaluator.reference_metrics["perplexity"]
     assert 0 < evaluation.drop < 0.2
     assert evaluation.kl is not None
