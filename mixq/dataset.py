@@ -15,7 +15,7 @@ import numpy as np
 from mixq.corruptions import Corruption, image_corruptions
 from mixq.dynamic_axes import DynamicAxes, checked_axes, varied
 from mixq.errors import InputError, first_line, raised
-from mixq.task import Array, Inputs, Outputs, Task
+from mixq.task import Array, Inputs, Outputs, Task, check_declared
 
 SPLITS = ("search", "holdout")
 
@@ -49,6 +49,7 @@ class TaskData:
     """What a Task yields, each part read at most once. Raises InputError that names the method at fault."""
 
     def __init__(self, task: Task, batch_rows: int = 25) -> None:
+        check_declared(task)  # a Task may be handed over as an instance that nothing has looked at yet
         self.task = task
         self.batch_rows = batch_rows
         self._splits: dict[str, Split] = {}

@@ -158,7 +158,7 @@ class SearchJob:
             self.folder / "pareto.png",
             self.trials,
             best,
-            self.evaluator.task.primary,
+            str(self.evaluator.primary),
             self.space.constraints.max_drop,
         )
         self._log_files(summary)
@@ -177,11 +177,12 @@ class SearchJob:
             "machine": machine.describe(),
             "threads": self.evaluator.threads,
             "seed": self.seed,
-            "primary": self.evaluator.task.primary,
+            "primary": self.evaluator.primary.name,
+            "higher_is_better": self.evaluator.primary.higher_is_better,
             "constraints": self.space.constraints.model_dump(),
             "objectives": list(self.space.objectives),
             "baseline": {
-                "metric": self.evaluator.reference_metrics[self.evaluator.task.primary],
+                "metric": self.evaluator.reference_metrics[self.evaluator.primary.name],
                 "latency_ms": None if evaluation is None else evaluation.reference_ms,
                 "size_bytes": reference,
             },

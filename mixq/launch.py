@@ -60,7 +60,7 @@ def open_evaluator(
         f"{len(evaluator.graph.layers)} layers, {macs / 1e6:.1f} M multiply-accumulates; calibrating on {rows} rows"
     )
     found = evaluator.reference_metrics[loaded.primary]
-    progress.say(f"FP32: {loaded.primary} {found:.4f} on {evaluator.data.split('search').rows} search rows")
+    progress.say(f"FP32: {evaluator.primary} {found:.4f} on {evaluator.data.split('search').rows} search rows")
     _ = evaluator.quantizer
     for corrupt in evaluator.data.corruptions().values():
         corrupt(evaluator.data.example)  # checked now, used at the end
@@ -193,6 +193,7 @@ def _study_params(evaluator: Evaluator, space: SearchSpace, seed: int) -> dict[s
         "runtime": evaluator.runtime.name,
         "threads": evaluator.threads,
         "seed": seed,
+        "primary": str(evaluator.primary),
         "space": space.model_dump(mode="json"),
     }
 
@@ -201,7 +202,7 @@ def _identity(evaluator: Evaluator, space: SearchSpace) -> dict[str, str]:
     """What a study's numbers depend on: it is resumed only where all of this is the same."""
     return {
         "model": evaluator.fingerprint,
-        "metric": evaluator.task.primary,
+        "metric": str(evaluator.primary),
         "search data": evaluator.data.search_fingerprint(),
         "space": hashlib.sha256(space.model_dump_json().encode()).hexdigest()[:16],
         "runtime": f"{evaluator.runtime.name} {evaluator.runtime.version}",

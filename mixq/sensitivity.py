@@ -123,7 +123,7 @@ def analyze(
     ratios = {scheme: _signal_to_noise(evaluator, scheme, recipe) for scheme in dict.fromkeys(s for _, s in jobs)}
     reference = {name: value[: split.rows] for name, value in evaluator.reference_outputs("search").items()}
     front = Front(evaluator, split)
-    before = evaluator.data.metrics(reference, split)[evaluator.task.primary]
+    before = evaluator.primary_value(reference, split)
     deltas = Deltas(reference, split.targets)
     found = []
     for done, (layer, scheme) in enumerate(jobs):
@@ -192,7 +192,6 @@ def _row(
     before: float,
 ) -> SensitivityRow:
     """`before`: FP32's primary metric on `split`."""
-    after = evaluator.data.metrics(outputs, split)[evaluator.task.primary]
     scores = measures.class_measures(reference, outputs, split.targets)
     return SensitivityRow(
         layer=layer.name,
@@ -203,7 +202,7 @@ def _row(
         sqnr_db=sqnr_db,
         output_mse=measures.relative_mse(reference, outputs),
         kl=scores.kl if scores else None,
-        drop=before - after,
+        drop=evaluator.primary.drop(before, evaluator.primary_value(outputs, split)),
     )
 
 

@@ -134,7 +134,7 @@ def _ranked_units(choices: Choices, sensitivity: Sensitivity) -> list[Unit]:
 
 
 def _nearest(unit: Unit, wanted: LayerScheme, rest: str) -> LayerScheme:
-    """`wanted` where the unit may have it, else another of its precision, else a narrow rest's, else its first choice."""
+    """`wanted` where the unit may have it, else another of its precision, or of a narrow rest's, else its first."""
     same = [scheme for scheme in unit.schemes if scheme.precision is wanted.precision]
     alike = [scheme for scheme in unit.schemes if scheme.precision == rest and scheme != FP32]
     return wanted if wanted in unit.schemes else (same or alike or unit.schemes)[0]

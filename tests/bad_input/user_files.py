@@ -123,6 +123,10 @@ TASKS: dict[str, tuple[str, list[str]]] = {
         ["RaisingMetric.metrics raised ValueError: one (task.py line "],
     ),
     "NoPrimary": ("primary = None", ["NoPrimary.primary must name the metric", 'primary = "top1"']),
+    "Direction": (
+        "higher_is_better = 'no'",
+        ["Direction.higher_is_better must be True or False, got 'no'", "False where"],
+    ),
     "Raising": ("def __init__(self): raise OSError('no weights')", ["Raising()", "OSError: no weights (task.py line "]),
     "Exiting": ("def __init__(self): sys.exit(0)", ["Exiting()", "raised SystemExit"]),
 }
