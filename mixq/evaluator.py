@@ -54,7 +54,7 @@ class Evaluator:
     @cached_property
     def graph(self) -> Graph:
         example = {name: value[:3] for name, value in self.data.calibration[0].items()}
-        return capture(self.data.model(), example, self._run_fp32)
+        return capture(self.data.model(), example, self._run_fp32, self.data.dynamic_axes)
 
     @cached_property
     def quantizer(self) -> Quantizer:

@@ -6,9 +6,9 @@ import importlib
 import importlib.util
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, ClassVar
 
 import numpy.typing as npt
@@ -28,6 +28,9 @@ class Task(ABC):
 
     rows_per_sample: ClassVar[int] = 1
     """Consecutive rows that belong together (2 for sentence pairs): resampling never separates them."""
+
+    dynamic_axes: Mapping[str, Sequence[int]] = MappingProxyType({})
+    """Input → its axes, beside the batch, whose size varies from batch to batch, e.g. {"image": (2, 3)}."""
 
     @abstractmethod
     def model(self) -> Any:

@@ -16,7 +16,7 @@ LEVELS = (
     ("errors", "validation"),
     ("config", "machine", "stopwatch", "progress", "atomic", "array_store"),
     ("affine",),
-    ("task", "dataset", "corruptions", "measures", "deltas"),
+    ("task", "dynamic_axes", "dataset", "corruptions", "measures", "deltas"),
     ("graph",),
     ("calibration",),
     ("twin",),
