@@ -117,9 +117,8 @@ class Compiled(Executable):
         compiled = self._profiled(inputs) if timed else self._request(inputs).get_compiled_model()
         executed = compiled.get_runtime_model().get_ordered_ops()
         nodes = [_info(node) for node in executed]
-        outputs = {node.name: node.output[0] for node in onnx.load_model_from_string(self._onnx).graph.node}
-        names = {layer.name: {layer.output, outputs.get(layer.name, layer.output)} for layer in layers}
-        kernels = tuple(_kernel(layer, written, nodes) for layer, written in names.items())
+        written = _written(onnx.load_model_from_string(self._onnx).graph)
+        kernels = tuple(_kernel(layer.name, {layer.output, *written.get(layer.name, ())}, nodes) for layer in layers)
         return Audit(kernels, sum(_converts(node) for node in executed))
 
     def _profiled(self, inputs: Inputs) -> Any:
@@ -147,6 +146,24 @@ class Compiled(Executable):
         except RuntimeError as error:
             shapes = {name: value.shape for name, value in inputs.items()}
             raise InputError(f"OpenVINO cannot compile the model for {shapes}: {_first_line(error)}") from error
+
+
+def _written(graph: onnx.GraphProto) -> dict[str, set[str]]:
+    """By node, the names under which its result may go: its output's, and those of the bias that alone is added to it.
+
+    A linear layer on sequences is a MatMul and an Add; the kernel that takes both in is named for the Add (2026.4).
+    """
+    constant = {tensor.name for tensor in graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found = {}
+    for node in graph.node:
+        behind = readers.get(node.output[0], [])
+        biased = len(behind) == 1 and behind[0].op_type == "Add" and bool(constant & set(behind[0].input))
+        found[node.name] = {node.output[0], *((behind[0].name, behind[0].output[0]) if biased else ())}
+    return found
 
 
 def _info(node: Any) -> dict[str, str]:
