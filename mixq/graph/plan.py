@@ -26,7 +26,8 @@ class Plan:
 
     groups: tensors that share qparams; reads: for each quantized tensor the edges that read its codes; inputs: for
     each INT8 layer a quantized tensor whose qparams its input has; outputs: the quantized tensors that the graph gives
-    out as their codes' values; rewritten: nodes to be written in the form that the runtime has integer kernels for.
+    out as their codes' values; rewritten: nodes to be written in the form that the runtime has integer kernels for;
+    signed: quantized tensors that are s8 with the zero point 0 where they have negative values.
     """
 
     groups: tuple[tuple[str, ...], ...]
@@ -34,6 +35,7 @@ class Plan:
     inputs: dict[str, str]
     outputs: frozenset[str] = frozenset()
     rewritten: frozenset[str] = frozenset()
+    signed: frozenset[str] = frozenset()
 
     @property
     def tensors(self) -> list[str]:
@@ -48,8 +50,21 @@ def make_plan(graph: Graph, int8: Collection[str], placement: Placement) -> Plan
         more = sweep.joinable()
         if not more:
             reads = {tensor: tuple(edges) for tensor, edges in sweep.reads.items()}
-            return Plan(sweep.groups(), reads, sweep.inputs, frozenset(sweep.outputs), frozenset(sweep.rewritten))
+            return Plan(
+                sweep.groups(),
+                reads,
+                sweep.inputs,
+                frozenset(sweep.outputs),
+                frozenset(sweep.rewritten),
+                _signed(sweep, graph, int8, placement),
+            )
         joined |= more
+
+
+def _signed(sweep: Sweep, graph: Graph, int8: Collection[str], placement: Placement) -> frozenset[str]:
+    """All tensors that share qparams with the input of a layer whose integer kernel takes no zero point."""
+    inputs = {sweep.inputs[name] for name in int8 if graph.by_name[name].op in placement.no_zero_point}
+    return frozenset(tensor for group in sweep.groups() if inputs & set(group) for tensor in group)
 
 
 def candidates(graph: Graph, placement: Placement) -> list[str]:

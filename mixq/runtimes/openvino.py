@@ -37,7 +37,9 @@ class OpenVino(Runtime):
 
     name: ClassVar[str] = "openvino"
     placement: ClassVar[Placement] = Placement(
-        transparent=VALUE_PRESERVING | {"Pad"}, integer=frozenset({"Add", "GlobalAveragePool"})
+        transparent=VALUE_PRESERVING | {"Pad"},
+        integer=frozenset({"Add", "GlobalAveragePool"}),
+        no_zero_point=frozenset({"ConvTranspose"}),
     )
 
     @cached_property
@@ -200,9 +202,13 @@ def _kernel(layer: str, outputs: Collection[str], nodes: Sequence[Mapping[str, s
         return Kernel(layer, "unknown", "not in the executed graph")
     node = found[0]
     time = node["execTimeMcs"]
+    # What is noted as the runtime precision may be that of the data before a conversion (Deconvolution, 2026.4); the
+    # kernel's own name ends in what it takes.
+    taken = node["primitiveType"].rpartition("_")[2].lower()
+    precision = taken if node["layerType"] in KERNELS and taken in EXECUTED else node["runtimePrecision"]
     return Kernel(
         layer,
-        EXECUTED.get(node["runtimePrecision"], node["runtimePrecision"]),
+        EXECUTED.get(precision, precision),
         f"{node['layerType']}:{node['primitiveType']}",
         float(time) if time.replace(".", "").isdigit() else None,
     )
