@@ -50,7 +50,7 @@ def _measure(runtime: Runtime, threads: int) -> Iterator[Device]:
     inputs = {"x": np.random.default_rng(0).standard_normal((1, CHANNELS, SIDE, SIDE), dtype=np.float32)}
     reference = _compiled(runtime, graph, Precision.FP32, threads)
     for precision in Precision:
-        refusal = runtime.refusal(LayerScheme(precision=precision), "Conv")
+        refusal = runtime.refusal(LayerScheme(precision=precision), graph.layers[0])
         if refusal is not None:
             yield Device(runtime.name, precision.value, "-", "-", None, None, refusal)
             continue

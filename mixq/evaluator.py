@@ -65,7 +65,7 @@ class Evaluator:
         from mixq.qat import Trainer  # torch is heavy, and only training needs it
 
         int8 = LayerScheme(precision=Precision.INT8)
-        able = [layer.name for layer in self.graph.layers if self.runtime.refusal(int8, layer.op) is None]
+        able = [layer.name for layer in self.graph.layers if self.runtime.refusal(int8, layer) is None]
         return Trainer(self.quantizer, self.runtime.placement, self.lessons, able, self.runtime.typed)
 
     @cached_property
@@ -175,11 +175,11 @@ class Evaluator:
     def check_runnable(self, config: MixedPrecisionConfig) -> None:
         """Raises InputError, naming the layer and the reason, where the runtime cannot run a scheme."""
         for name, scheme in config.schemes.items():
-            reason = self.runtime.refusal(scheme, self.graph.layer(name).op)
+            reason = self.runtime.refusal(scheme, self.graph.layer(name))
             if reason:
                 raise InputError(f"{self.runtime.name} cannot run layer {name!r} as {scheme}: {reason}")
         rest = LayerScheme(precision=config.rest)
-        reason = self.runtime.refusal(rest, "rest")
+        reason = self.runtime.refusal(rest, None)
         if reason:
             raise InputError(f"{self.runtime.name} cannot run rest: {config.rest}: {reason}")
 

@@ -79,7 +79,7 @@ def analyze_with_bar(
 ) -> Sensitivity:
     """`mixq.sensitivity.analyze` for the schemes that the runtime can run somewhere, with a bar."""
     runnable = [
-        s for s in schemes if any(evaluator.runtime.refusal(s, layer.op) is None for layer in evaluator.graph.layers)
+        s for s in schemes if any(evaluator.runtime.refusal(s, layer) is None for layer in evaluator.graph.layers)
     ]
     if not runnable:
         raise InputError(f"{evaluator.runtime.name} can run none of {', '.join(map(str, schemes))}; see mixq devices")

@@ -117,7 +117,7 @@ def analyze(
         (layer, scheme)
         for layer in evaluator.graph.layers
         for scheme in wanted
-        if evaluator.runtime.refusal(scheme, layer.op) is None
+        if evaluator.runtime.refusal(scheme, layer) is None
     ]
     split = first_rows(evaluator.data, rows)
     ratios = {scheme: _signal_to_noise(evaluator, scheme, recipe) for scheme in dict.fromkeys(s for _, s in jobs)}

@@ -196,7 +196,7 @@ class Varied(Task):
 def test_a_task_of_several_sizes_is_evaluated(runtime: str) -> None:
     evaluator = Evaluator(Varied(), get_runtime(runtime), latency_budget_s=0.0)
     int8 = LayerScheme(precision=Precision.INT8)
-    able = [layer.name for layer in evaluator.graph.layers if evaluator.runtime.refusal(int8, layer.op) is None]
+    able = [layer.name for layer in evaluator.graph.layers if evaluator.runtime.refusal(int8, layer) is None]
     config = uniform(evaluator.fingerprint, evaluator.graph.layer_names, LayerScheme(precision=Precision.FP32))
     config = config.model_copy(update={"schemes": {**config.schemes, **dict.fromkeys(able, int8)}})
     evaluation = evaluator.evaluate(evaluator.prepare(config))

@@ -134,6 +134,10 @@ def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> Layer:
         output_shape=output_shape,
         parameters=math.prod(weight_shape) + (_size(bias) if bias is not None else 0),
         macs=_macs(node.op_type, input_shape, weight_shape, output_shape),
+        groups=attribute(node, "group", 1),
+        strides=tuple(node.attributes.get_ints("strides", [1] * (len(weight_shape) - 2)))
+        if "Conv" in node.op_type
+        else (),
     )
 
 

@@ -24,7 +24,10 @@ ONNX_LIMIT = 2**31 - 1  # protobuf's limit for one message
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One node with a weight. Shapes are those of one row; `macs` multiply-accumulates a row; `bytes` in FP32."""
+    """One node with a weight. Shapes are those of one row; `macs` multiply-accumulates a row; `bytes` in FP32.
+
+    groups, strides: of a convolution.
+    """
 
     name: str
     op: str
@@ -38,6 +41,8 @@ class Layer:
     output_shape: tuple[int, ...]
     parameters: int
     macs: int
+    groups: int = 1
+    strides: tuple[int, ...] = ()
 
     @property
     def bytes(self) -> int:

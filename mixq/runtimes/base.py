@@ -73,8 +73,8 @@ class Runtime(ABC):
         """The engine's version."""
 
     @abstractmethod
-    def refusal(self, scheme: LayerScheme, op: str) -> str | None:
-        """Why a layer of this ONNX op cannot have this scheme here; None where it can."""
+    def refusal(self, scheme: LayerScheme, layer: Layer | None) -> str | None:
+        """Why `layer` (None: what is no layer) cannot have this scheme here; None where it can."""
 
     @abstractmethod
     def expected(self, precision: Precision) -> str:

@@ -83,11 +83,11 @@ class OnnxRuntime(Runtime):
     def version(self) -> str:
         return str(onnxruntime.__version__)
 
-    def refusal(self, scheme: LayerScheme, op: str) -> str | None:
+    def refusal(self, scheme: LayerScheme, layer: Layer | None) -> str | None:
         if scheme.activation is not Activation.STATIC:
             return f"{scheme.activation} INT8 activations are not lowered for ONNX Runtime yet"
-        if scheme.precision is Precision.INT8 and op not in INTEGER_LAYERS:
-            return f"ONNX Runtime's CPU provider has no integer kernel for {op}"
+        if scheme.precision is Precision.INT8 and layer is not None and layer.op not in INTEGER_LAYERS:
+            return f"ONNX Runtime's CPU provider has no integer kernel for {layer.op}"
         return REFUSED.get(scheme.precision)
 
     def expected(self, precision: Precision) -> str:

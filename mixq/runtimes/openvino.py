@@ -27,6 +27,7 @@ HINT = "INFERENCE_PRECISION_HINT"
 PROFILE_SECONDS, FEWEST_PROFILED, MOST_PROFILED = 0.3, 5, 50  # counters are means of all runs; the first allocates
 SHAPES_KEPT = 4  # compiled models kept per executable, one a set of input shapes
 EXECUTED = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+MOST_STRIDE = 3  # along the last axis, of an integer transposed convolution
 # Subgraph is a fusion of elementwise ops, which holds a layer only in attention.
 KERNELS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 COMPUTING = (*KERNELS, "Subgraph")
@@ -54,11 +55,13 @@ class OpenVino(Runtime):
     def version(self) -> str:
         return str(openvino.get_version())
 
-    def refusal(self, scheme: LayerScheme, op: str) -> str | None:
+    def refusal(self, scheme: LayerScheme, layer: Layer | None) -> str | None:
         if scheme.activation is not Activation.STATIC:
             return f"{scheme.activation} INT8 activations are not lowered for OpenVINO yet"
         if scheme.precision is Precision.BF16 and "BF16" not in self._capabilities:
             return "this CPU has no BF16 instructions"
+        if scheme.precision is Precision.INT8 and layer is not None and layer.op == "ConvTranspose":
+            return _float_transposed(layer)
         return None
 
     def expected(self, precision: Precision) -> str:
@@ -81,6 +84,19 @@ class OpenVino(Runtime):
         except RuntimeError as error:
             raise InputError(f"OpenVINO cannot read the model: {_first_line(error)}") from error
         return Compiled(self._core, read, {**latency_properties(threads), **(options or {})}, model)
+
+
+def _float_transposed(layer: Layer) -> str | None:
+    """Why a transposed convolution has no integer kernel (2026.4); None where it has one."""
+    if layer.groups > 1:
+        return "OpenVINO has no integer kernel for a ConvTranspose with groups"
+    if layer.strides[-1] > MOST_STRIDE or any(
+        s > k for s, k in zip(layer.strides, layer.weight_shape[2:], strict=True)
+    ):
+        return (
+            f"OpenVINO has no integer kernel for a ConvTranspose of a stride above {MOST_STRIDE} or its kernel's size"
+        )
+    return None
 
 
 def latency_properties(threads: int) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def _runnable(
     common = [s for s in space.schemes(layers[0]) if all(s in space.schemes(layer) for layer in layers)]
     found = []
     for scheme in common:
-        reasons = {runtime.refusal(scheme, graph.by_name[layer].op) for layer in layers} - {None}
+        reasons = {runtime.refusal(scheme, graph.by_name[layer]) for layer in layers} - {None}
         notes |= {f"{runtime.name} cannot run {scheme}: {reason}": None for reason in reasons}
         if not reasons:
             found.append(scheme)
@@ -149,7 +149,7 @@ def _runnable(
 def _runnable_rest(space: SearchSpace, runtime: Runtime, notes: dict[str, None]) -> tuple[FloatPrecision, ...]:
     found = []
     for precision in space.rest:
-        reason = runtime.refusal(LayerScheme(precision=precision), "rest")
+        reason = runtime.refusal(LayerScheme(precision=precision), None)
         if reason is None:
             found.append(precision)
         else:

@@ -43,7 +43,7 @@ def _uniform(evaluator: Evaluator, kind: str) -> Candidate:
     """Every layer in a precision, but for those that the runtime cannot run in it."""
     scheme, fp32 = LayerScheme(precision=Precision(kind)), LayerScheme(precision=Precision.FP32)
     schemes = {
-        layer.name: scheme if evaluator.runtime.refusal(scheme, layer.op) is None else fp32
+        layer.name: scheme if evaluator.runtime.refusal(scheme, layer) is None else fp32
         for layer in evaluator.graph.layers
     }
     return evaluator.prepare(MixedPrecisionConfig(model=evaluator.fingerprint, schemes=schemes))

@@ -18,7 +18,7 @@ def of(task: Task, runtime: str = "openvino") -> Evaluator:
 
 def all_in(evaluator: Evaluator, scheme: LayerScheme) -> MixedPrecisionConfig:
     """Every layer in `scheme`; skipped where the runtime cannot run it on this machine."""
-    reason = evaluator.runtime.refusal(scheme, evaluator.graph.layers[0].op)
+    reason = evaluator.runtime.refusal(scheme, evaluator.graph.layers[0])
     if reason:
         pytest.skip(reason)
     return uniform(evaluator.fingerprint, evaluator.graph.layer_names, scheme)

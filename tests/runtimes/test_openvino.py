@@ -8,11 +8,13 @@ import numpy as np
 import onnx
 import pytest
 
+from mixq.config import LayerScheme, Precision
 from mixq.graph import Graph, serialize
 from mixq.graph.capture import relative_error
 from mixq.runtimes import get_runtime
 from tests.helpers import Lowered, Net, images, lowered, reference_run, schemes
 
+INT8 = LayerScheme(precision=Precision.INT8)
 OPENVINO = get_runtime("openvino")
 EXAMPLE = images(8, 8)
 
@@ -34,6 +36,7 @@ def int8(graph: Graph) -> Lowered:
 @pytest.mark.parametrize("strides", [[1, 1], [2, 2], [3, 3]])
 def test_a_transposed_convolution_runs_in_int8_also_on_negative_values(relu: bool, strides: list[int]) -> None:
     graph = transposed(relu=relu, strides=strides)
+    assert OPENVINO.refusal(INT8, graph.layers[0]) is None
     model = int8(graph)
     assert model.executed(EXAMPLE) == {"up": "int8"}
     (want,), (have,), (as_written,) = (
@@ -50,9 +53,13 @@ def test_a_transposed_convolution_runs_in_int8_also_on_negative_values(relu: boo
 
 
 @pytest.mark.parametrize(
-    ("groups", "strides"), [(1, [1, 4]), (1, [4, 4]), (1, [4, 1]), (2, [1, 1]), (8, [2, 2])], ids=str
+    ("groups", "strides", "reason"),
+    [(1, [1, 4], "stride"), (1, [4, 4], "stride"), (1, [4, 1], "stride"), (2, [1, 1], "groups"), (8, [2, 2], "groups")],
+    ids=str,
 )
 @pytest.mark.parametrize("relu", [False, True])
-def test_the_audit_sees_those_that_run_float_all_the_same(groups: int, strides: list[int], relu: bool) -> None:
-    """Though the executed node's own note says u8."""
-    assert int8(transposed(relu=relu, groups=groups, strides=strides)).executed(EXAMPLE)["up"] in ("fp32", "unknown")
+def test_what_would_run_float_all_the_same_is_refused(groups: int, strides: list[int], reason: str, relu: bool) -> None:
+    """And the audit sees it, though the executed node's own note says u8."""
+    graph = transposed(relu=relu, groups=groups, strides=strides)
+    assert reason in str(OPENVINO.refusal(INT8, graph.layers[0]))
+    assert int8(graph).executed(EXAMPLE)["up"] in ("fp32", "unknown")

@@ -49,7 +49,7 @@ class AnyRuntime(Runtime):
     def version(self) -> str:
         return "1"
 
-    def refusal(self, scheme: LayerScheme, op: str) -> str | None:
+    def refusal(self, scheme: LayerScheme, layer: Layer | None) -> str | None:
         return self._refused.get(str(scheme))
 
     def expected(self, precision: Precision) -> str:
