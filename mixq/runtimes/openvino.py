@@ -10,6 +10,8 @@ os.environ.setdefault("OPENVINO_TELEMETRY", "0")
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +20,7 @@ import openvino
 
 from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision
 from mixq.errors import InputError
+from mixq.graph import large
 from mixq.graph.model import Layer
 from mixq.graph.placement import VALUE_PRESERVING, Placement
 from mixq.runtimes.base import Audit, Executable, Kernel, Runtime
@@ -80,10 +83,17 @@ class OpenVino(Runtime):
 
     def compile(self, model: bytes, threads: int, options: Mapping[str, str] | None = None) -> Executable:
         try:
-            read = self._core.read_model(model)
+            read = self._read(model)
         except RuntimeError as error:
             raise InputError(f"OpenVINO cannot read the model: {_first_line(error)}") from error
-        return Compiled(self._core, read, {**latency_properties(threads), **(options or {})}, model)
+        message, _ = large.split(model)
+        return Compiled(self._core, read, {**latency_properties(threads), **(options or {})}, message)
+
+    def _read(self, model: bytes) -> Any:
+        if large.split(model)[1] is None:
+            return self._core.read_model(model)
+        with TemporaryDirectory(prefix="mixq-") as folder:  # what is mapped from its files outlives them
+            return self._core.read_model(large.write(model, Path(folder)))
 
 
 def _float_transposed(layer: Layer) -> str | None:
@@ -107,7 +117,7 @@ def latency_properties(threads: int) -> dict[str, Any]:
 class Compiled(Executable):
     """An openvino.Model, compiled lazily for each set of input shapes: static shapes are what the fast kernels need.
 
-    onnx_bytes: what the model was read from; `audit` finds the layers' outputs in it.
+    onnx_bytes: the ONNX message that the model was read from; `audit` finds the layers' outputs in it.
     """
 
     def __init__(self, core: Any, model: Any, properties: Mapping[str, Any], onnx_bytes: bytes) -> None:
@@ -169,7 +179,8 @@ class Compiled(Executable):
 def _written(graph: onnx.GraphProto) -> dict[str, set[str]]:
     """By node, the names under which its result may go: its output's, and those of the bias that alone is added to it.
 
-    A linear layer on sequences is a MatMul and an Add; the kernel that takes both in is named for the Add (2026.4).
+    A linear layer on sequences is a MatMul and an Add, of another type perhaps; the kernel that takes both in is named
+    for the Add (2026.4).
     """
     constant = {tensor.name for tensor in graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -179,6 +190,8 @@ def _written(graph: onnx.GraphProto) -> dict[str, set[str]]:
     found = {}
     for node in graph.node:
         behind = readers.get(node.output[0], [])
+        if len(behind) == 1 and behind[0].op_type == "Cast":
+            behind = readers.get(behind[0].output[0], [])
         biased = len(behind) == 1 and behind[0].op_type == "Add" and bool(constant & set(behind[0].input))
         found[node.name] = {node.output[0], *((behind[0].name, behind[0].output[0]) if biased else ())}
     return found
