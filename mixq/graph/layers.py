@@ -49,6 +49,14 @@ def is_layer(node: ir.Node) -> bool:
     return len(weight.shape) == 2 if node.op_type == "MatMul" else len(weight.shape) >= 2
 
 
+RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+def float_only(model: ir.Model) -> dict[str, int]:
+    """Ops with weights that are no layers, and how many: no configuration quantizes them."""
+    return dict(Counter(node.op_type for node in model.graph if node.op_type in RECURRENT))
+
+
 def channel_axis(node: ir.Node) -> int:
     """The axis of the weight along which the output channels lie."""
     if node.op_type == "Conv":
@@ -135,9 +143,7 @@ def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> Layer:
         parameters=math.prod(weight_shape) + (_size(bias) if bias is not None else 0),
         macs=_macs(node.op_type, input_shape, weight_shape, output_shape),
         groups=attribute(node, "group", 1),
-        strides=tuple(node.attributes.get_ints("strides", [1] * (len(weight_shape) - 2)))
-        if "Conv" in node.op_type
-        else (),
+        strides=tuple(node.attributes.get_ints("strides", [1] * (len(weight_shape) - 2))),
     )
 
 
