@@ -11,13 +11,14 @@ from pathlib import Path
 import pandas as pd
 
 from mixq import atomic, machine, report
-from mixq.certificate import CERTIFICATE, MODEL, Certificate, FileMark
+from mixq.certificate import CERTIFICATE, DATA, MODEL, Certificate, FileMark
 from mixq.config import Precision
 from mixq.errors import InputError
 from mixq.evaluation import Candidate, Evaluation
 from mixq.evaluator import Evaluator
 from mixq.exporter import export
 from mixq.gains import training_gains
+from mixq.graph import large
 from mixq.report.tables import is_fp32
 from mixq.report.wall_time import seconds_of
 from mixq.searcher.choices import Choices
@@ -122,7 +123,9 @@ class SearchJob:
         self.holdouts += 1
 
     def _exported_candidate(self, best: Trial) -> Candidate:
-        model = (self.folder / MODEL).read_bytes()
+        data = self.folder / DATA
+        certified = DATA in Certificate.load(self.folder / CERTIFICATE).files
+        model = large.join((self.folder / MODEL).read_bytes(), data.read_bytes() if certified else None)
         return Candidate(best.config, model, self.evaluator.runtime.options(best.config))
 
     def recall(self) -> None:

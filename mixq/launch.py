@@ -13,6 +13,7 @@ from mixq.config import LayerScheme, Precision
 from mixq.errors import InputError
 from mixq.evaluation import Candidate
 from mixq.evaluator import Evaluator
+from mixq.graph.layers import float_only
 from mixq.job import SearchJob
 from mixq.progress import Progress
 from mixq.runtimes import get_runtime
@@ -59,6 +60,8 @@ def open_evaluator(
     progress.say(
         f"{len(evaluator.graph.layers)} layers, {macs / 1e6:.1f} M multiply-accumulates; calibrating on {rows} rows"
     )
+    for op, count in float_only(evaluator.graph.model).items():
+        progress.warn(f"{count} {op} in the model: mixq quantizes no recurrent op; its weights stay float")
     found = evaluator.reference_metrics[loaded.primary]
     progress.say(f"FP32: {evaluator.primary} {found:.4f} on {evaluator.data.split('search').rows} search rows")
     _ = evaluator.quantizer

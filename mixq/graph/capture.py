@@ -56,7 +56,7 @@ def _from_onnx(path: Path, example: Inputs, compile_run: CompileRun, axes: Dynam
     if not path.is_file():
         raise InputError(f"there is no model file {path}")
     try:
-        model = ir.load(path)
+        model = ir.load(path.resolve())  # of a path without a folder, weights would be read from anywhere
         ir.external_data.load_to_model(model)
     except Exception as error:
         raise InputError(f"{path} cannot be read as ONNX (a missing data file? truncated?): {error}") from error

@@ -83,6 +83,14 @@ def _constant_axes(node: ir.Node, index: int) -> int:
     return 0 if weight is None or weight.dtype != ir.DataType.FLOAT else len(weight.shape)
 
 
+RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+def float_only(model: ir.Model) -> dict[str, int]:
+    """Ops with weights that are no layers, and how many: no configuration quantizes them."""
+    return dict(Counter(node.op_type for node in model.graph if node.op_type in RECURRENT))
+
+
 def channel_axis(node: ir.Node) -> int:
     """The axis of the weight along which the output channels lie."""
     if node.op_type == "Conv":
@@ -175,6 +183,8 @@ def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> Layer:
         parameters=size + (_size(bias) if bias is not None else 0),
         macs=_macs(node, input_shape, weight_shape, output_shape),
         other=str(second.name) if weight is None else None,
+        groups=attribute(node, "group", 1),
+        strides=tuple(node.attributes.get_ints("strides", [1] * (len(weight_shape) - 2))),
     )
 
 

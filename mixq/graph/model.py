@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-import onnx
 import onnx_ir as ir
 
 from mixq.errors import InputError
+from mixq.graph import large
 from mixq.task import Array, Inputs, Outputs
 
 Run = Callable[[Inputs], Outputs]
@@ -19,8 +19,6 @@ Run = Callable[[Inputs], Outputs]
 CompileRun = Callable[[bytes], Run]
 """Serialized ONNX → Run; a runtime's compile, handed to what must run graphs but knows no runtime."""
 
-ONNX_LIMIT = 2**31 - 1  # protobuf's limit for one message
-
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -28,7 +26,7 @@ class Layer:
 
     weight: None where there is none; weight_shape then is that of the second operand, whose name is `other`. input: the
     tensor that is multiplied; of a Gather, which looks rows of its weight up, their indices. macs: multiply-accumulates
-    a row; bytes: of the parameters in FP32.
+    a row; bytes: of the parameters in FP32; groups, strides: of a convolution.
     """
 
     name: str
@@ -44,6 +42,8 @@ class Layer:
     parameters: int
     macs: int
     other: str | None = None
+    groups: int = 1
+    strides: tuple[int, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -116,16 +116,15 @@ class Graph:
 
 
 def serialize(model: ir.Model) -> bytes:
-    """The model as one ONNX protobuf. Raises InputError where it is above protobuf's 2 GiB."""
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    if size > ONNX_LIMIT:
-        raise InputError(f"the model holds {size / 2**30:.1f} GiB of weights; above 2 GiB is not supported")
+    """The model as one ONNX protobuf, or as `large.pack` has it where protobuf bears no message of that size."""
+    if large.weight_bytes(model) > large.ONNX_LIMIT:
+        return large.pack(model)
     return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
 def deserialize(data: bytes) -> ir.Model:
     """The inverse of `serialize`."""
-    return ir.from_proto(onnx.load_model_from_string(data))
+    return large.unpack(data)
 
 
 def with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:

@@ -27,7 +27,8 @@ class Plan:
     groups: tensors that share qparams; reads: for each quantized tensor the edges that read its codes; inputs: for
     each INT8 layer, by activation that it multiplies, a quantized tensor whose qparams that has; outputs: the quantized
     tensors that the graph gives out as their codes' values; rewritten: nodes to be written in the form that the runtime
-    has integer kernels for. placement: what it was made by.
+    has integer kernels for; signed: quantized tensors that are s8 with the zero point 0 where they have negative
+    values; placement: what it was made by.
     """
 
     groups: tuple[tuple[str, ...], ...]
@@ -35,6 +36,7 @@ class Plan:
     inputs: dict[str, tuple[str, ...]]
     outputs: frozenset[str] = frozenset()
     rewritten: frozenset[str] = frozenset()
+    signed: frozenset[str] = frozenset()
     placement: Placement = field(default_factory=Placement)
 
     @property
@@ -50,9 +52,17 @@ def make_plan(graph: Graph, int8: Collection[str], placement: Placement) -> Plan
         more = sweep.joinable()
         if not more:
             reads = {tensor: tuple(edges) for tensor, edges in sweep.reads.items()}
+            signed = _signed(sweep, graph, int8, placement)
             outputs, rewritten = frozenset(sweep.outputs), frozenset(sweep.rewritten)
-            return Plan(sweep.groups(), reads, sweep.inputs, outputs, rewritten, placement)
+            return Plan(sweep.groups(), reads, sweep.inputs, outputs, rewritten, signed, placement)
         joined |= more
+
+
+def _signed(sweep: Sweep, graph: Graph, int8: Collection[str], placement: Placement) -> frozenset[str]:
+    """All tensors that share qparams with the input of a layer whose integer kernel takes no zero point."""
+    layers = [name for name in int8 if graph.by_name[name].op in placement.no_zero_point]
+    inputs = {tensor for name in layers for tensor in sweep.inputs[name]}
+    return frozenset(tensor for group in sweep.groups() if inputs & set(group) for tensor in group)
 
 
 def candidates(graph: Graph, placement: Placement) -> list[str]:

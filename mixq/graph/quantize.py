@@ -1,7 +1,8 @@
 """Writes the INT8 layers of a configuration into a graph as QuantizeLinear/DequantizeLinear pairs.
 
-Activations per tensor, u8, asymmetric; weights per output channel or tensor, s8, symmetric, stored as int8; biases as
-s32 with scale = input scale × weight scale, so that the integer kernels need no further rounding.
+Activations per tensor, u8, asymmetric (s8, symmetric, before kernels that take no zero point); weights per output
+channel or tensor, s8, symmetric, stored as int8; biases as s32 with scale = input scale × weight scale, so that the
+integer kernels need no further rounding.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def quantize_activations(model: ir.Model, plan: Plan, activations: Mapping[str, 
     values, nodes = values_by_name(model), nodes_by_name(model.graph)
     for tensor, edges in plan.reads.items():
         value = values[tensor]
-        pair = _pair(model.graph, value, activations[tensor], np.uint8, tensor)
+        pair = _pair(model.graph, value, *_stored(activations[tensor], signed=tensor in plan.signed), tensor)
         insert_behind(model.graph, value, pair)
         redirect(nodes, edges, pair[1].outputs[0])
         if tensor in plan.outputs:
@@ -69,6 +70,13 @@ def quantize_weights(
         store_weight(model.graph, node, layer, qparams)
         if layer.bias is not None:
             _store_bias(model.graph, node, layer, parameters.activations[plan.inputs[name][0]], qparams)
+
+
+def _stored(qparams: QParams, *, signed: bool) -> tuple[QParams, type[np.integer]]:
+    """A tensor's u8 parameters as they are written: where it may be signed, the zero point 128 as s8's 0."""
+    if signed and qparams.zero_point == affine.MIDDLE:
+        return QParams(qparams.scale, np.zeros_like(qparams.zero_point)), np.int8
+    return qparams, np.uint8
 
 
 def own_name(layer: str, index: int) -> str:

@@ -22,7 +22,8 @@ def parameters(prepared: Prepared, plan: Plan, layers: Iterable[str]) -> Paramet
     activations: dict[str, QParams] = {}
     for group in plan.groups:
         ranges = [prepared.ranges[name] for name in group]
-        qparams = affine.asymmetric(min(low for low, _ in ranges), max(high for _, high in ranges))
+        codes = affine.even if plan.signed & set(group) else affine.asymmetric
+        qparams = codes(min(low for low, _ in ranges), max(high for _, high in ranges))
         activations |= dict.fromkeys(group, qparams)
     weights = {}
     for name in layers:

@@ -12,6 +12,7 @@ import onnxruntime
 
 from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision
 from mixq.errors import InputError
+from mixq.graph import large
 from mixq.graph.model import Layer
 from mixq.graph.placement import VALUE_PRESERVING, Placement
 from mixq.runtimes.base import Audit, Executable, Runtime
@@ -139,6 +140,8 @@ class _Session(Executable):
         with TemporaryDirectory(prefix="mixq-") as folder:
             options = _session_options(self._threads, self._entries)
             options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+            if large.split(self._model)[1] is not None:
+                options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
             session = _open(self._model, options)
@@ -146,7 +149,7 @@ class _Session(Executable):
                 _guarded(inputs, lambda: session.run(self._names, _contiguous(inputs)))
             optimized = Path(options.optimized_model_filepath)
             nodes, count = executed_nodes(optimized, Path(session.end_profiling())), conversion_count(optimized)
-        return Audit(tuple(kernels(layers, nodes, self._model)), count)
+        return Audit(tuple(kernels(layers, nodes, large.split(self._model)[0])), count)
 
 
 def _session_options(threads: int, entries: Mapping[str, str]) -> Any:
@@ -164,7 +167,11 @@ def _session_options(threads: int, entries: Mapping[str, str]) -> Any:
 
 def _open(model: bytes, options: Any) -> Any:
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        if large.split(model)[1] is None:
+            return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        with TemporaryDirectory(prefix="mixq-") as folder:  # what is mapped from its files outlives them
+            path = str(large.write(model, Path(folder)))
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base but this
         raise InputError(f"ONNX Runtime refuses the model: {_first_line(error)}") from error
 

@@ -109,3 +109,11 @@ def test_a_matmul_with_a_matrix_a_head_is_no_layer() -> None:
     last = net.op("MatMul", product, net.weight("w", 5, 4), name="last")
     example = {"x": np.ones((2, 3, 9, 6), np.float32)}
     assert net.graph(last, example=example, ranks=[4]).layer_names == ["last"]
+
+
+def test_groups_and_strides_are_those_of_the_convolution() -> None:
+    net = Net(4, 8, 8)
+    grouped = net.conv("x", 8, "grouped", groups=2, strides=[2, 1])
+    last = net.gemm(net.pooled(net.conv(grouped, 4, "plain")), 4, 2, "last")
+    found = {layer.name: (layer.groups, layer.strides) for layer in net.graph(last, example=images(2, 4)).layers}
+    assert found == {"grouped": (2, (2, 1)), "plain": (1, (1, 1)), "last": (1, ())}

@@ -198,3 +198,21 @@ def test_what_is_not_refused_executes_as_expected(runtime: Runtime) -> None:
 def test_unknown_runtimes_are_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="known: openvino, onnxruntime"):
         get_runtime("tensorrt")
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_a_linear_layer_on_sequences_is_found_whatever_took_its_bias_in(runtime: Runtime, precision: Precision) -> None:
+    if precision is not Precision.INT8 and runtime.float_refusal(precision):
+        pytest.skip("not run here")
+    net = Net(6, 16)
+    for index in range(2):
+        product = net.op(
+            "MatMul", f"relu{index - 1}" if index else "x", net.weight(f"w{index}", 16, 16), name=f"m{index}"
+        )
+        net.op("Relu", net.op("Add", product, net.weight(f"b{index}", 16), name=f"a{index}"), name=f"relu{index}")
+    rows = {"x": np.random.default_rng(0).normal(size=(4, 6, 16)).astype(np.float32)}
+    graph = net.graph("relu1", example=rows, ranks=[3])
+    config = schemes(graph, precision)
+    found = lowered(graph, config, runtime, rows).executable.audit(graph.layers, rows).kernels
+    expected = runtime.expected(LayerScheme(precision=precision), graph.layers[0], config)
+    assert {kernel.layer: kernel.executed for kernel in found} == dict.fromkeys(["m0", "m1"], expected)
