@@ -57,7 +57,7 @@ def channel_axis(node: ir.Node) -> int:
         return 0 if attribute(node, "transB", 0) else 1
     if node.op_type == "ConvTranspose":
         return 1
-    return len(_weight(node).shape) - 1
+    return len(weight_of(node).shape) - 1
 
 
 def attribute(node: ir.Node, name: str, default: int) -> int:
@@ -65,7 +65,8 @@ def attribute(node: ir.Node, name: str, default: int) -> int:
     return default if found is None else found.as_int()
 
 
-def _weight(node: ir.Node) -> ir.TensorProtocol:
+def weight_of(node: ir.Node) -> ir.TensorProtocol:
+    """The constant weight of a layer."""
     value = node.inputs[1]
     if value is None or value.const_value is None:
         raise ValueError(f"{node.name} has no weight")
@@ -119,7 +120,7 @@ def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> Layer:
     if data is None or weight is None:
         raise ValueError(f"{node.name} lacks an input")
     bias = _bias(node)
-    weight_shape = _weight(node).numpy().shape
+    weight_shape = weight_of(node).numpy().shape
     input_shape, output_shape = shapes.get(str(data.name), ()), shapes.get(str(output.name), ())
     return Layer(
         name=str(node.name),
@@ -143,7 +144,7 @@ def _bias(node: ir.Node) -> ir.Value | None:
     if value is None or node.op_type != "Gemm":
         return value
     shape = None if value.const_value is None else value.const_value.numpy().shape
-    return value if shape == (_weight(node).numpy().shape[channel_axis(node)],) else None
+    return value if shape == (weight_of(node).numpy().shape[channel_axis(node)],) else None
 
 
 def _size(value: ir.Value) -> int:
