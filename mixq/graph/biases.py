@@ -1,7 +1,8 @@
 """Gives every layer that could have a bias one of zeros.
 
 What rounding shifts in a layer's outputs can then be taken off again, by bias correction or by training. Convolutions
-lack a bias where something stands between them and their batch norm.
+lack a bias where something stands between them and their batch norm. A MatMul takes none: an Add behind it, where there
+is one, is an op of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def add_missing_biases(model: ir.Model) -> bool:
     """To each layer that has no bias but whose op takes one; whether there was one. Changes `model`."""
     missing = [node for node in model.graph if node.op_type in TAKING and is_layer(node) and not _has_bias(node)]
     for node in missing:
-        channels = weight_of(node).shape[channel_axis(node)]
+        channels = weight_of(node).numpy().shape[channel_axis(node)]
         if node.op_type == "ConvTranspose":
             channels *= attribute(node, "group", 1)
         node.resize_inputs(3)
