@@ -40,7 +40,6 @@ RECIPES: dict[str, Recipe] = {
     ),
     "calibrate, adaround": (RecipeStep(name="calibrate"), ADAROUND),
     "calibrate (best), adaround": (RecipeStep(name="calibrate", params={"activations": "best"}), ADAROUND),
-    "equalize, calibrate, adaround": (RecipeStep(name="equalize"), RecipeStep(name="calibrate"), ADAROUND),
 }
 TRAINED_FROM = "calibrate, bias_correction"
 
