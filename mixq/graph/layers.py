@@ -105,14 +105,14 @@ def attribute(node: ir.Node, name: str, default: int) -> int:
     return default if found is None else found.as_int()
 
 
-def _weight(node: ir.Node) -> ir.Value | None:
+def weight_of(node: ir.Node) -> ir.Value | None:
     """The constant that the layer's parameters are; None where it has none."""
     if is_product(node):
         return None
     return node.inputs[0 if node.op_type == "Gather" else 1]
 
 
-def _shape(value: ir.Value) -> tuple[int, ...]:
+def constant_shape(value: ir.Value) -> tuple[int, ...]:
     """Of a constant."""
     if value.const_value is None:
         raise ValueError(f"{value.name} has no value")
@@ -135,7 +135,7 @@ def _name(node: ir.Node) -> str:
     scopes = node.metadata_props.get(SCOPES)
     if scopes is None:
         return node.name or str(node.outputs[0].name)
-    weight = _weight(node)
+    weight = weight_of(node)
     name = str(weight.name) if weight is not None else ""
     # A folded batch norm leaves its own path on the node, but not on the weight; a tied weight has one user's name.
     if name.endswith(".weight") and weight is not None and len(weight.consumers()) == 1:
@@ -165,8 +165,8 @@ def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> Layer:
     first, second, output = node.inputs[0], node.inputs[1], node.outputs[0]
     if first is None or second is None:
         raise ValueError(f"{node.name} lacks an input")
-    data, weight, bias = (second if node.op_type == "Gather" else first), _weight(node), _bias(node)
-    weight_shape = shapes.get(str(second.name), ()) if weight is None else _shape(weight)
+    data, weight, bias = (second if node.op_type == "Gather" else first), weight_of(node), _bias(node)
+    weight_shape = shapes.get(str(second.name), ()) if weight is None else constant_shape(weight)
     input_shape, output_shape = shapes.get(str(data.name), ()), shapes.get(str(output.name), ())
     size = 0 if weight is None else math.prod(weight_shape)
     return Layer(
@@ -196,7 +196,7 @@ def _bias(node: ir.Node) -> ir.Value | None:
     weight = node.inputs[1]
     if value.const_value is None or weight is None:
         return None
-    return value if _shape(value) == (_shape(weight)[channel_axis(node)],) else None
+    return value if constant_shape(value) == (constant_shape(weight)[channel_axis(node)],) else None
 
 
 def _size(value: ir.Value) -> int:

@@ -129,11 +129,14 @@ def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, dtype: type[np.int
 
 def dequantized(graph: ir.Graph, before: ir.Node, codes: Array, qparams: QParams, name: str) -> ir.Value:
     """The value of the constant `codes`, behind a DequantizeLinear that stands before the node `before`."""
-    stored = add_initializer(graph, f"{name}_quantized", codes)
-    scale = add_initializer(graph, scale_name(name), qparams.scale)
-    zero_point = add_initializer(graph, f"{name}_zero_point", qparams.zero_point.astype(codes.dtype))
+    inputs = [
+        add_initializer(graph, f"{name}_quantized", codes),
+        add_initializer(graph, scale_name(name), qparams.scale),
+    ]
+    if codes.dtype != np.int32:  # of these the zero point is 0 by the standard: 4 bytes a channel that nobody needs
+        inputs.append(add_initializer(graph, f"{name}_zero_point", qparams.zero_point.astype(codes.dtype)))
     attributes = {} if qparams.axis is None else {"axis": qparams.axis}
-    back = ir.node("DequantizeLinear", [stored, scale, zero_point], attributes, name=pair_name(name))
+    back = ir.node("DequantizeLinear", inputs, attributes, name=pair_name(name))
     back.outputs[0].name = f"{name}_dequantized"
     back.outputs[0].type, back.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(codes.shape)
     graph.insert_before(before, back)
