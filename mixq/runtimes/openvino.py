@@ -27,7 +27,7 @@ from mixq.task import Inputs, Outputs
 
 HINT = "INFERENCE_PRECISION_HINT"
 # How many values of an input share a scale that is found at run time; 0: none is. Layers whose weights are stored as
-# codes are quantized so where their inputs are whole groups, or else stay float without a word (2026.4). Unless it is
+# codes are quantized so where they have that many inputs, or else stay float without a word (2026.4). Unless it is
 # told, OpenVINO takes 32 wherever it can, and weight-only is not what it says.
 GROUP, GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE", 128
 DYNAMIC_OPS = ("Gemm", "MatMul")
@@ -74,8 +74,8 @@ class OpenVino(Runtime):
             return None
         if layer.op not in DYNAMIC_OPS:
             return f"OpenVINO quantizes at run time what constant matrices multiply, not the input of a {layer.op}"
-        if layer.weight_shape[1 - layer.channel_axis] % GROUP_SIZE:
-            return f"OpenVINO quantizes inputs at run time by {GROUP_SIZE} values, and only where none is left over"
+        if layer.weight_shape[1 - layer.channel_axis] < GROUP_SIZE:
+            return f"OpenVINO quantizes inputs at run time by {GROUP_SIZE} values, and leaves shorter ones in float"
         return None
 
     def expected(self, scheme: LayerScheme, layer: Layer, config: MixedPrecisionConfig) -> str:

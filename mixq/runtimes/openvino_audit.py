@@ -90,14 +90,14 @@ def _executed(node: Mapping[str, str], layer: Layer, group: int) -> str:
 
     What is noted as the runtime precision may be that of the data before a conversion (Deconvolution, 2026.4), or of
     weights that are unpacked on the way (FullyConnected); the kernel's own name ends in what it computes in. But for
-    one case: float data times codes, quantized at run time if the data consists of whole groups, which nothing in the
+    one case: float data times codes, quantized at run time if there is a whole group of it, which nothing in the
     runtime graph tells. A test compares that with the numbers.
     """
     taken = node["primitiveType"].rpartition("_")[2].lower()
     precision = taken if node["layerType"] in KERNELS and taken in EXECUTED else node["runtimePrecision"]
     data, *others = [EXECUTED.get(one) for one in node["reads"].split(",")]
     stored_codes = layer.multiplies and data != "int8" and others[:1] == ["int8"]
-    if group and stored_codes and not layer.weight_shape[1 - layer.channel_axis] % group:
+    if group and stored_codes and layer.weight_shape[1 - layer.channel_axis] >= group:
         return "int8"
     return EXECUTED.get(precision, precision)
 

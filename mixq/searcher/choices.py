@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from mixq.config import (
+    Activation,
     FloatPrecision,
     LayerScheme,
     MixedPrecisionConfig,
@@ -16,11 +17,13 @@ from mixq.config import (
     Training,
 )
 from mixq.errors import InputError
-from mixq.graph import Graph
+from mixq.graph import Graph, Layer
 from mixq.runtimes import Runtime
 from mixq.searcher.space import SearchSpace
 
 Params = dict[str, str]
+
+WEIGHT_ONLY = LayerScheme(precision=Precision.INT8, activation=Activation.WEIGHT_ONLY)
 
 RESERVED = REST, RECIPE, STEPS, RATE = "rest", "recipe", "qat.steps", "qat.learning_rate"
 
@@ -159,7 +162,8 @@ def _runnable(
     space: SearchSpace, graph: Graph, runtime: Runtime, layers: tuple[str, ...], notes: dict[str, None]
 ) -> list[LayerScheme]:
     """Schemes that every layer of a unit may have by the space and can have on the runtime."""
-    common = [s for s in space.schemes(layers[0]) if all(s in space.schemes(layer) for layer in layers)]
+    offered = [_offered(space, graph.by_name[layer]) for layer in layers]
+    common = [scheme for scheme in offered[0] if all(scheme in other for other in offered)]
     found = []
     for scheme in common:
         reasons = {runtime.refusal(scheme, graph.by_name[layer]) for layer in layers} - {None}
@@ -167,6 +171,14 @@ def _runnable(
         if not reasons:
             found.append(scheme)
     return found
+
+
+def _offered(space: SearchSpace, layer: Layer) -> list[LayerScheme]:
+    """By the space. Its activations are those of layers that compute: where an embedding may be INT8, it is codes."""
+    found = space.schemes(layer.name)
+    if not layer.looks_up:
+        return found
+    return list(dict.fromkeys(WEIGHT_ONLY if scheme.precision is Precision.INT8 else scheme for scheme in found))
 
 
 def _runnable_rest(space: SearchSpace, runtime: Runtime, notes: dict[str, None]) -> tuple[FloatPrecision, ...]:
