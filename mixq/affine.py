@@ -19,6 +19,7 @@ Array = npt.NDArray[Any]
 
 U8 = (0, 255)
 S8 = (-128, 127)
+MIDDLE = 128  # U8 less this is S8
 S32 = (-(2**31), 2**31 - 1)
 
 # A range narrower than this cannot be told from a constant. The product of two scales, the unit of a bias, has to be a
@@ -51,6 +52,17 @@ def asymmetric(low: float, high: float) -> QParams:
     scale = np.float32(max((high - low) / 255, SMALLEST_SCALE))
     zero_point = int(np.clip(np.rint(-low / scale), *U8))
     return QParams(np.asarray(scale), np.asarray(zero_point))
+
+
+def even(low: float, high: float) -> QParams:
+    """u8 parameters for values in [low, high] with the zero point MIDDLE, or 0 where no value is negative.
+
+    Less MIDDLE, the codes are s8 ones with the zero point 0.
+    """
+    if low >= 0:
+        return asymmetric(low, high)
+    scale = np.float32(max(float(high) / S8[1], float(low) / S8[0], SMALLEST_SCALE))
+    return QParams(np.asarray(scale), np.asarray(MIDDLE))
 
 
 def symmetric(magnitude: Array, axis: int | None) -> QParams:

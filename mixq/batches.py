@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from mixq.dataset import row_count
+from mixq.errors import InputError
 from mixq.runtimes import Executable
 from mixq.task import Inputs, Outputs
 
@@ -30,5 +31,12 @@ def filled(batch: Inputs, rows: int) -> Inputs:
 
 
 def concatenated(parts: Sequence[Outputs]) -> Outputs:
-    """All rows of all parts, in order; {} for no parts."""
+    """All rows of all parts, in order; {} for no parts. Raises InputError where a row's shape differs."""
+    for name in parts[0] if parts else ():
+        shapes = dict.fromkeys(part[name].shape[1:] for part in parts)
+        if len(shapes) > 1:
+            raise InputError(
+                f"the model's output {name!r} has rows of the shapes {', '.join(map(str, shapes))}; where inputs vary "
+                "in size, outputs must not: let the model pool, pad or crop them to one"
+            )
     return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}

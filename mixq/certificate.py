@@ -13,12 +13,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Pl
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from mixq.errors import InputError
-from mixq.graph import Layer
+from mixq.graph import Layer, large
 from mixq.task import Inputs
 from mixq.validation import explain
 
 MODEL, CONFIG, PROBE = "best.onnx", "best.json", "probe.npz"
 FILES = (MODEL, CONFIG, PROBE)
+DATA = large.DATA_FILE  # the weights of a model above protobuf's limit, beside it
 CERTIFICATE = "certificate.json"
 
 _T = TypeVar("_T")
@@ -99,10 +100,16 @@ class Certificate(_Value):
         except ValidationError as error:
             reasons = "; ".join(sentence for _, sentence in explain(error, cls))
             raise InputError(f"{path} is not a whole certificate: {reasons}; export again") from None
-        if set(certificate.files) != set(FILES):
+        if set(certificate.files) - {DATA} != set(FILES):
             known = ", ".join(FILES)
             raise InputError(f"{path} describes the files {sorted(certificate.files)} instead of {known}; export again")
         return certificate
+
+
+def model_files(model: bytes) -> dict[str, bytes]:
+    """The files of a model by name: one, or two above protobuf's limit."""
+    message, data = large.split(model)
+    return {MODEL: message} if data is None else {DATA: bytes(data), MODEL: message}
 
 
 def marks(inputs: Inputs) -> tuple[InputMark, ...]:

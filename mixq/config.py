@@ -46,7 +46,7 @@ class Stage(StrEnum):
 
 
 class Activation(StrEnum):
-    """How an INT8 layer's input is quantized."""
+    """How an INT8 layer's input is quantized: with calibrated scales, with scales found at run time, or not at all."""
 
     STATIC = "static"
     DYNAMIC = "dynamic"
@@ -74,6 +74,8 @@ class LayerScheme(_Value):
     def _int8_only(self) -> LayerScheme:
         if self.precision is not Precision.INT8 and (self.stage, self.activation) != (Stage.PTQ, Activation.STATIC):
             raise ValueError(f"stage and activation are for int8 layers only, not for {self.precision}")
+        if self.stage is Stage.QAT and self.activation is not Activation.STATIC:
+            raise ValueError(f"stage qat learns calibrated scales; {self.activation} layers have stage ptq")
         return self
 
     def __str__(self) -> str:
@@ -83,6 +85,11 @@ class LayerScheme(_Value):
         if self.stage is not Stage.PTQ:
             parts.append(self.stage.value)
         return "-".join(parts)
+
+    @property
+    def untrained(self) -> LayerScheme:
+        """The same with stage ptq: what it computes on, and how fast."""
+        return self if self.stage is Stage.PTQ else LayerScheme(precision=self.precision, activation=self.activation)
 
     @classmethod
     def parse(cls, text: str) -> LayerScheme:
@@ -96,10 +103,17 @@ class LayerScheme(_Value):
 def all_schemes() -> list[LayerScheme]:
     """Every scheme that can be written down; what can run is the runtime's to say."""
     floats = [LayerScheme(precision=p) for p in Precision if p is not Precision.INT8]
-    return floats + [
+    return floats + int8_schemes(Activation, Stage)
+
+
+def int8_schemes(activations: Iterable[Activation], stages: Iterable[Stage]) -> list[LayerScheme]:
+    """Every INT8 scheme of these kinds; what is trained is static."""
+    wanted = list(stages)
+    return [
         LayerScheme(precision=Precision.INT8, stage=stage, activation=activation)
-        for activation in Activation
-        for stage in Stage
+        for activation in activations
+        for stage in wanted
+        if stage is Stage.PTQ or activation is Activation.STATIC
     ]
 
 
@@ -183,6 +197,15 @@ class MixedPrecisionConfig(_Value):
 
     def layers_with(self, precision: Precision) -> list[str]:
         return [name for name, scheme in self.schemes.items() if scheme.precision is precision]
+
+    def int8_layers(self, activation: Activation) -> list[str]:
+        """The INT8 layers with this kind of activations."""
+        return [name for name in self.layers_with(Precision.INT8) if self.schemes[name].activation is activation]
+
+    @property
+    def static_layers(self) -> list[str]:
+        """The INT8 layers that read codes, whose scales are calibrated."""
+        return self.int8_layers(Activation.STATIC)
 
     def counts(self) -> dict[str, int]:
         """Number of layers by scheme, e.g. {"bf16": 3, "int8": 40, "int8-qat": 1}."""

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from mixq.corruptions import Corruption, image_corruptions
+from mixq.dynamic_axes import DynamicAxes, checked_axes, varied
 from mixq.errors import InputError, first_line, raised
-from mixq.task import Array, Inputs, Outputs, Task
+from mixq.task import Array, Inputs, Outputs, Task, check_declared
 
 SPLITS = ("search", "holdout")
 
@@ -48,13 +49,16 @@ class TaskData:
     """What a Task yields, each part read at most once. Raises InputError that names the method at fault."""
 
     def __init__(self, task: Task, batch_rows: int = 25) -> None:
+        check_declared(task)  # a Task may be handed over as an instance that nothing has looked at yet
         self.task = task
         self.batch_rows = batch_rows
         self._splits: dict[str, Split] = {}
 
     @cached_property
     def calibration(self) -> tuple[Inputs, ...]:
-        return tuple(rebatched(list(self._inputs("calibration")), self.batch_rows))
+        found = list(self._inputs("calibration"))
+        self._check_sizes(self._name("calibration"), found, found[0])
+        return tuple(rebatched(found, self.batch_rows))
 
     @cached_property
     def training(self) -> TrainingData:
@@ -63,14 +67,19 @@ class TaskData:
         items = list(self._call("training"))
         pairs = [item for item in items if isinstance(item, tuple)]
         if not pairs:
-            return TrainingData(tuple(_checked_inputs(items, method, _types(self.example))))
+            return TrainingData(self._like_calibration(method, items))
         if len(pairs) < len(items) or any(len(pair) != 2 for pair in pairs):
             raise InputError(f"{method} must yield inputs, or pairs (inputs, targets), the same for every batch")
-        inputs = tuple(_checked_inputs([pair[0] for pair in pairs], method, _types(self.example)))
+        inputs = self._like_calibration(method, [pair[0] for pair in pairs])
         targets = tuple(_target_array(method, pair[1]) for pair in pairs)
         for batch, target in zip(inputs, targets, strict=True):
             _check_targets(method, row_count(batch), target, targets[0])
         return TrainingData(inputs, targets)
+
+    @property
+    def dynamic_axes(self) -> DynamicAxes:
+        """The Task's, checked."""
+        return checked_axes(self._name("dynamic_axes"), self.task.dynamic_axes, self.example)
 
     @property
     def example(self) -> Inputs:
@@ -145,7 +154,7 @@ class TaskData:
                 raise InputError(f"{method} must yield pairs (inputs, targets), got {type(item).__name__}")
             inputs.append(item[0])
             targets.append(_target_array(method, item[1]))
-        checked = list(_checked_inputs(inputs, method, _types(self.example)))
+        checked = self._like_calibration(method, inputs)
         for batch, target in zip(checked, targets, strict=True):
             _check_targets(method, row_count(batch), target, targets[0])
         split = Split(name, tuple(rebatched(checked, self.batch_rows)), np.concatenate(targets))
@@ -156,8 +165,25 @@ class TaskData:
             )
         return split
 
-    def _inputs(self, method: str, wanted: Mapping[str, Any] | None = None) -> Iterator[Inputs]:
-        return _checked_inputs(self._call(method), self._name(method), wanted)
+    def _inputs(self, method: str) -> Iterator[Inputs]:
+        return _checked_inputs(self._call(method), self._name(method))
+
+    def _like_calibration(self, method: str, batches: Iterable[Any]) -> tuple[Inputs, ...]:
+        """The batches, checked to have calibration's names and types, and its sizes but on the dynamic axes."""
+        found = tuple(_checked_inputs(batches, method, _types(self.example)))
+        self._check_sizes(method, found, self.example)
+        return found
+
+    def _check_sizes(self, method: str, batches: Iterable[Inputs], first: Inputs) -> None:
+        axes = checked_axes(self._name("dynamic_axes"), self.task.dynamic_axes, first)
+        for batch in batches:
+            name = varied(batch, axes, first)
+            if name is not None:
+                raise InputError(
+                    f"{method}: rows of the input {name!r} have the shape {batch[name].shape[1:]}, calibration's first "
+                    f"{first[name].shape[1:]}; only axes that the Task's dynamic_axes names may vary in size, e.g. "
+                    f'dynamic_axes = {{"{name}": (1,)}}'
+                )
 
     def _call(self, method: str, *arguments: str) -> Iterator[Any]:
         name = self._name(method, *arguments)

@@ -50,7 +50,7 @@ def _measure(runtime: Runtime, threads: int) -> Iterator[Device]:
     inputs = {"x": np.random.default_rng(0).standard_normal((1, CHANNELS, SIDE, SIDE), dtype=np.float32)}
     reference = _compiled(runtime, graph, Precision.FP32, threads)
     for precision in Precision:
-        refusal = runtime.refusal(LayerScheme(precision=precision), "Conv")
+        refusal = runtime.refusal(LayerScheme(precision=precision), graph.layers[0])
         if refusal is not None:
             yield Device(runtime.name, precision.value, "-", "-", None, None, refusal)
             continue
@@ -74,9 +74,8 @@ def _compiled(runtime: Runtime, graph: Graph, precision: Precision, threads: int
     config = _config(graph, precision)
     int8 = config.layers_with(Precision.INT8)
     plan = make_plan(graph, int8, runtime.placement)
-    weights = {
-        name: affine.symmetric(np.abs(graph.weight(graph.by_name[name].weight)).max((1, 2, 3)), axis=0) for name in int8
-    }
+    values = {name: graph.weight(graph.by_name[name].weight) for name in int8}
+    weights = {name: affine.symmetric(np.abs(value).max((1, 2, 3)), axis=0) for name, value in values.items()}
     # Behind ReLU nothing is negative, and ONNX Runtime fuses it only where the codes say so.
     ranges = {name: affine.asymmetric(-4 if name == "x" else 0, 4) for name in plan.tensors}
     parameters = Parameters(ranges, weights)

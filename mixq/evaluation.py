@@ -33,7 +33,7 @@ class Candidate:
 class Evaluation:
     """Every number measured for one configuration on one runtime and machine.
 
-    `drop` is the FP32 model's primary metric less this one's, in the metric's units. Latencies in milliseconds (batch
+    `drop` says how much worse the primary metric is than FP32's, in its units. Latencies in milliseconds (batch
     1), `speedup` the median of paired ratios FP32 ÷ this; `size_bytes` that of the ONNX file. kl, agreement and ece
     are None where the outputs are not class scores. drop_bound: what the drop on data like the search split's stays
     below, with the confidence that was asked; None where none was. train_s: seconds that its training takes.

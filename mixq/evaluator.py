@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from mixq import machine, measures
 from mixq.array_store import ArrayStore
 from mixq.batches import concatenated, filled, run_batch, run_batches
-from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, uniform
+from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, Stage, uniform
 from mixq.corruptions import Corruption
 from mixq.dataset import Split, TaskData
+from mixq.drop import drop_interval, primary_metric
 from mixq.errors import InputError
 from mixq.evaluation import Candidate, DroppedError, Evaluation, Glimpse, Judge
 from mixq.graph import Graph, capture, serialize
@@ -25,7 +26,7 @@ from mixq.ptq import Material, Prepared, Quantizer, parameters
 from mixq.race import consult, hopeful, look_points, raced_outputs, running_order, seen_drop
 from mixq.runtimes import Executable, Kernel, Runtime
 from mixq.stopwatch import Stopwatch
-from mixq.task import Array, Inputs, Outputs, Task
+from mixq.task import Inputs, Outputs, Task
 from mixq.turns import Turns
 
 if TYPE_CHECKING:
@@ -53,12 +54,13 @@ class Evaluator:
         self.task, self.runtime, self.threads = task, runtime, threads
         self.latency_budget_s, self.confidence = latency_budget_s, confidence
         self.data = TaskData(task)
+        self.primary = primary_metric(task)
         self._graph: Graph | None = None
 
     @cached_property
     def graph(self) -> Graph:
         example = {name: value[:3] for name, value in self.data.calibration[0].items()}
-        return capture(self.data.model(), example, self._run_fp32)
+        return capture(self.data.model(), example, self._run_fp32, self.data.dynamic_axes)
 
     @cached_property
     def quantizer(self) -> Quantizer:
@@ -68,8 +70,8 @@ class Evaluator:
     def trainer(self) -> Trainer:
         from mixq.qat import Trainer  # torch is heavy, and only training needs it
 
-        int8 = LayerScheme(precision=Precision.INT8)
-        able = [layer.name for layer in self.graph.layers if self.runtime.refusal(int8, layer.op) is None]
+        trained = LayerScheme(precision=Precision.INT8, stage=Stage.QAT)
+        able = [layer.name for layer in self.graph.layers if self.runtime.refusal(trained, layer) is None]
         return Trainer(self.quantizer, self.runtime.placement, self.lessons, able, self.runtime.typed)
 
     @cached_property
@@ -108,6 +110,10 @@ class Evaluator:
     @cached_property
     def reference_metrics(self) -> Mapping[str, float]:
         return self.data.metrics(self.reference_outputs("search"), self.data.split("search"))
+
+    def primary_value(self, outputs: Outputs, split: Split) -> float:
+        """The primary metric of the outputs for all rows of `split`."""
+        return self.data.metrics(outputs, split)[self.primary.name]
 
     def prepare(
         self,
@@ -170,20 +176,18 @@ class Evaluator:
 
     def lowered(self, config: MixedPrecisionConfig, prepared: Prepared) -> Candidate:
         """`config` with the parameters that a recipe or a training left."""
-        int8 = config.layers_with(Precision.INT8)
-        plan = make_plan(prepared.graph, int8, self.runtime.placement)
-        chosen = parameters(prepared, plan, int8)
+        plan = make_plan(prepared.graph, config.static_layers, self.runtime.placement)
+        chosen = parameters(prepared, plan, config.layers_with(Precision.INT8))
         model = serialize(lower(prepared.graph, config, plan, chosen, typed=self.runtime.typed(config)))
         return Candidate(config, model, self.runtime.options(config))
 
     def check_runnable(self, config: MixedPrecisionConfig) -> None:
         """Raises InputError, naming the layer and the reason, where the runtime cannot run a scheme."""
         for name, scheme in config.schemes.items():
-            reason = self.runtime.refusal(scheme, self.graph.layer(name).op)
+            reason = self.runtime.refusal(scheme, self.graph.layer(name))
             if reason:
                 raise InputError(f"{self.runtime.name} cannot run layer {name!r} as {scheme}: {reason}")
-        rest = LayerScheme(precision=config.rest)
-        reason = self.runtime.refusal(rest, "rest")
+        reason = self.runtime.float_refusal(config.rest)
         if reason:
             raise InputError(f"{self.runtime.name} cannot run rest: {config.rest}: {reason}")
 
@@ -201,7 +205,7 @@ class Evaluator:
             raise DroppedError(dropped.reason, replace(dropped.glimpse, seconds=watch.seconds)) from None
 
     def _evaluate(self, candidate: Candidate, judge: Judge | None, watch: Stopwatch) -> Evaluation:
-        split, primary = self.data.split("search"), self.task.primary
+        split, primary = self.data.split("search"), self.primary.name
         latency, executable = self._timed(candidate, judge, watch)
         with watch.measuring("latency"):
             audit = executable.audit(self.graph.layers, self.data.example, timed=False)
@@ -217,7 +221,7 @@ class Evaluator:
             runtime=self.runtime.name,
             threads=self.threads,
             metric=metrics[primary],
-            drop=self.reference_metrics[primary] - metrics[primary],
+            drop=self.primary.drop(self.reference_metrics[primary], metrics[primary]),
             metrics=metrics,
             latency_ms=latency.candidate,
             reference_ms=latency.reference.median,
@@ -271,7 +275,7 @@ class Evaluator:
         numbers = running_order(split)[: min(points)]
         run = self._ready_for_rows(candidate, split)
         outputs = concatenated([run(split.batches[number]) for number in numbers])
-        return seen_drop(glimpse, self._primary_metric, split, reference, numbers, outputs)
+        return seen_drop(glimpse, self.primary, split, reference, numbers, outputs)
 
     def _search_outputs(self, candidate: Candidate, judge: Judge | None, glimpse: Glimpse, watch: Stopwatch) -> Outputs:
         """On the search split, the judge looking on at a few points; FP32's are known, or will be wanted anyway."""
@@ -284,7 +288,7 @@ class Evaluator:
             run = self._ready_for_rows(candidate, split)
 
         def look(numbers: Sequence[int], outputs: Outputs) -> None:
-            consult(judge, seen_drop(glimpse, self._primary_metric, split, reference, numbers, outputs))
+            consult(judge, seen_drop(glimpse, self.primary, split, reference, numbers, outputs))
 
         samples_whole = self.data.batch_rows % self.task.rows_per_sample == 0
         with watch.measuring("metric"):
@@ -307,16 +311,12 @@ class Evaluator:
         executable.bind(filled(split.batches[0], self.data.batch_rows))
         return lambda batch: run_batch(executable, batch, self.data.batch_rows)
 
-    def _primary_metric(self, outputs: Outputs, targets: Array) -> float:
-        return float(self.task.metrics(outputs, targets)[self.task.primary])
-
     def _drop_bound(self, reference: Outputs, outputs: Outputs, split: Split) -> float | None:
         """The upper end of the drop's interval, one-sided."""
         if self.confidence is None:
             return None
         rows, both = self.task.rows_per_sample, 2 * self.confidence - 1
-        metric = self._primary_metric
-        return measures.drop_interval(metric, reference, outputs, split.targets, rows, confidence=both)[1]
+        return drop_interval(self.primary, reference, outputs, split.targets, rows, confidence=both)[1]
 
     def profile(self, candidate: Candidate) -> tuple[Kernel, ...]:
         """The kernel audit with each kernel's time, at batch 1 and `threads` threads."""
@@ -326,29 +326,24 @@ class Evaluator:
 
     def silent_layers(self, config: MixedPrecisionConfig, kernels: Sequence[Kernel]) -> list[str]:
         """Layers that did not execute in what was asked (or what this CPU is known to make of it)."""
-        return [
-            kernel.layer
-            for kernel in kernels
-            if kernel.executed != self.runtime.expected(config.schemes[kernel.layer].precision)
-        ]
+        schemes, layers = config.schemes, self.graph.by_name
+        expected = {name: self.runtime.expected(schemes[name], layers[name], config) for name in layers}
+        return [kernel.layer for kernel in kernels if kernel.executed != expected[kernel.layer]]
 
     def holdout(self, candidate: Candidate) -> dict[str, object]:
         """Metric and drop on the holdout split, with the paired bootstrap's 95 % interval of the drop."""
         split = self.data.split("holdout")
         reference, outputs = self.reference_outputs("holdout"), self.outputs(candidate, split)
-        primary = self.task.primary
-        before = self.data.metrics(reference, split)[primary]
-        after = self.data.metrics(outputs, split)[primary]
-        interval = measures.drop_interval(
-            self._primary_metric, reference, outputs, split.targets, self.task.rows_per_sample
-        )
-        return {"metric": after, "drop": before - after, "drop_interval": list(interval), "rows": split.rows}
+        before, after = self.primary_value(reference, split), self.primary_value(outputs, split)
+        interval = drop_interval(self.primary, reference, outputs, split.targets, self.task.rows_per_sample)
+        drop = self.primary.drop(before, after)
+        return {"metric": after, "drop": drop, "drop_interval": list(interval), "rows": split.rows}
 
     def robustness(self, candidate: Candidate) -> dict[str, float]:
         """The primary metric on the search split under each corruption: the Task's own, or those for images."""
-        split, primary = self.data.split("search"), self.task.primary
+        split = self.data.split("search")
         return {
-            name: self.data.metrics(self.outputs(candidate, split, corrupt), split)[primary]
+            name: self.primary_value(self.outputs(candidate, split, corrupt), split)
             for name, corrupt in self.data.corruptions().items()
         }
 
@@ -372,6 +367,6 @@ def _all_fp32(config: MixedPrecisionConfig) -> bool:
 
 
 def fingerprint(graph: Graph, data: TaskData) -> str:
-    """16 digits for weights, topology, calibration data and metric name."""
-    parts = (graph.fingerprint, data.calibration_fingerprint(), data.task.primary)
+    """16 digits for weights, topology, calibration data and metric: its name and its direction."""
+    parts = (graph.fingerprint, data.calibration_fingerprint(), str(primary_metric(data.task)))
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]

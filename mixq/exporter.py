@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from mixq import atomic, machine
-from mixq.certificate import CERTIFICATE, CONFIG, MODEL, PROBE, Certificate, FileMark, LayerRecord, Opening
+from mixq.certificate import CERTIFICATE, CONFIG, DATA, PROBE, Certificate, FileMark, LayerRecord, Opening, model_files
 from mixq.certificate import fields as json_fields
 from mixq.certificate import marks as input_marks
 from mixq.errors import InputError
@@ -29,14 +29,15 @@ def export(
 ) -> Path:
     """Write best.onnx, best.json, probe.npz and certificate.json into `folder`, all new or all as they were.
 
-    The model is `candidate.model` as it was measured, byte by byte. A process killed in the middle can leave files of
-    two exports, which `verify` tells from a whole one; exporting again repairs that. `extra` (JSON values) goes into
-    the certificate. Raises InputError where the folder cannot be written or the evaluation is of something else.
+    The model is `candidate.model` as it was measured, byte by byte; above protobuf's limit its weights lie beside it in
+    best.onnx.data. A process killed in the middle can leave files of two exports, which `verify` tells from a whole
+    one; exporting again repairs that. `extra` (JSON values) goes into the certificate. Raises InputError where the
+    folder cannot be written or the evaluation is of something else.
     """
     _check_belongs(evaluator, candidate, evaluation)
     probe = _probe(evaluator, candidate)
     files = {
-        MODEL: candidate.model,
+        **model_files(candidate.model),
         CONFIG: candidate.config.to_json().encode(),
         PROBE: probe.to_bytes(),
     }
@@ -53,6 +54,8 @@ def export(
     )
     # The certificate comes last: until it is there, the old one does not fit the new files.
     atomic.write_together(folder, {**files, CERTIFICATE: certificate.to_json().encode()})
+    if DATA not in files:
+        (Path(folder) / DATA).unlink(missing_ok=True)  # an earlier export's, and large
     return Path(folder)
 
 

@@ -12,7 +12,6 @@ from mixq.dataset import Split
 from mixq.evaluator import Evaluator
 from mixq.ptq import Prepared
 from mixq.sensitivity import first_rows
-from mixq.task import Outputs
 
 ROWS = 200
 
@@ -72,8 +71,5 @@ def _judged(
     reference = {name: value[: split.rows] for name, value in evaluator.reference_outputs("search").items()}
     scores = measures.class_measures(reference, outputs, split.targets)
     error = measures.relative_mse(reference, outputs) if scores is None else scores.kl
-    return error, _metric(evaluator, reference, split) - _metric(evaluator, outputs, split)
-
-
-def _metric(evaluator: Evaluator, outputs: Outputs, split: Split) -> float:
-    return evaluator.data.metrics(outputs, split)[evaluator.task.primary]
+    before, after = (evaluator.primary_value(found, split) for found in (reference, outputs))
+    return error, evaluator.primary.drop(before, after)

@@ -17,7 +17,7 @@ def identity_of(evaluator: Evaluator, space: SearchSpace) -> dict[str, str]:
     """The machine is part of it where what is best is a matter of times."""
     found = {
         "model": evaluator.fingerprint,
-        "metric": evaluator.task.primary,
+        "metric": str(evaluator.primary),
         "search data": evaluator.data.search_fingerprint(),
         "space": hashlib.sha256(space.model_dump_json().encode()).hexdigest()[:16],
         "runtime": f"{evaluator.runtime.name} {evaluator.runtime.version}",

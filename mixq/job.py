@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from mixq import atomic, machine, report
-from mixq.certificate import CERTIFICATE, MODEL, Certificate, FileMark
+from mixq.certificate import CERTIFICATE, DATA, MODEL, Certificate, FileMark
 from mixq.config import Precision
 from mixq.contenders import CONTENDERS, Contenders, sha256
 from mixq.errors import InputError
@@ -20,6 +20,7 @@ from mixq.evaluation import Candidate, Evaluation
 from mixq.evaluator import Evaluator
 from mixq.exporter import export
 from mixq.gains import training_gains
+from mixq.graph import large
 from mixq.report.tables import is_fp32
 from mixq.report.wall_time import seconds_of
 from mixq.searcher.choices import Choices
@@ -168,7 +169,9 @@ class SearchJob:
         self.holdouts += 1
 
     def _exported_candidate(self, best: Trial) -> Candidate:
-        model = (self.folder / MODEL).read_bytes()
+        data = self.folder / DATA
+        certified = DATA in Certificate.load(self.folder / CERTIFICATE).files
+        model = large.join((self.folder / MODEL).read_bytes(), data.read_bytes() if certified else None)
         return Candidate(best.config, model, self.evaluator.runtime.options(best.config))
 
     def recall(self) -> None:
@@ -205,7 +208,7 @@ class SearchJob:
             self.folder / "pareto.png",
             self.trials,
             best,
-            self.evaluator.task.primary,
+            str(self.evaluator.primary),
             self.space.constraints.max_drop,
         )
         self._log_files(summary)
@@ -225,11 +228,12 @@ class SearchJob:
             "threads": self.evaluator.threads,
             "workers": self.workers,
             "seed": self.seed,
-            "primary": self.evaluator.task.primary,
+            "primary": self.evaluator.primary.name,
+            "higher_is_better": self.evaluator.primary.higher_is_better,
             "constraints": self.space.constraints.model_dump(),
             "objectives": list(self.space.objectives),
             "baseline": {
-                "metric": self.evaluator.reference_metrics[self.evaluator.task.primary],
+                "metric": self.evaluator.reference_metrics[self.evaluator.primary.name],
                 "latency_ms": None if evaluation is None else evaluation.reference_ms,
                 "size_bytes": reference,
             },

@@ -11,6 +11,7 @@ from mixq.array_store import ArrayStore
 from mixq.config import LayerScheme
 from mixq.errors import InputError
 from mixq.evaluator import Evaluator
+from mixq.graph.layers import float_only
 from mixq.identity import identity_of, prepared_for
 from mixq.job import SearchJob
 from mixq.progress import Progress
@@ -47,8 +48,10 @@ def open_evaluator(
     progress.say(
         f"{len(evaluator.graph.layers)} layers, {macs / 1e6:.1f} M multiply-accumulates; calibrating on {rows} rows"
     )
+    for op, count in float_only(evaluator.graph.model).items():
+        progress.warn(f"{count} {op} in the model: mixq quantizes no recurrent op; its weights stay float")
     found = evaluator.reference_metrics[loaded.primary]
-    progress.say(f"FP32: {loaded.primary} {found:.4f} on {evaluator.data.split('search').rows} search rows")
+    progress.say(f"FP32: {evaluator.primary} {found:.4f} on {evaluator.data.split('search').rows} search rows")
     _ = evaluator.quantizer
     for corrupt in evaluator.data.corruptions().values():
         corrupt(evaluator.data.example)  # checked now, used at the end
@@ -67,11 +70,12 @@ def analyze_with_bar(
 ) -> Sensitivity:
     """`mixq.sensitivity.analyze` for the schemes that the runtime can run somewhere, with a bar."""
     runnable = [
-        s for s in schemes if any(evaluator.runtime.refusal(s, layer.op) is None for layer in evaluator.graph.layers)
+        s for s in schemes if any(evaluator.runtime.refusal(s, layer) is None for layer in evaluator.graph.layers)
     ]
     if not runnable:
         raise InputError(f"{evaluator.runtime.name} can run none of {', '.join(map(str, schemes))}; see mixq devices")
-    with progress.bar(len(runnable) * len(evaluator.graph.layers), "analyzing") as bar:
+    pairs = [(s, n) for s in runnable for n in evaluator.graph.layers if evaluator.runtime.refusal(s, n) is None]
+    with progress.bar(len(pairs), "analyzing") as bar:
         return analyze_layers(evaluator, runnable, rows=rows, progress=lambda _done, _total, note: bar.step(note))
 
 
@@ -151,5 +155,6 @@ def _study_params(evaluator: Evaluator, space: SearchSpace, seed: int) -> dict[s
         "runtime": evaluator.runtime.name,
         "threads": evaluator.threads,
         "seed": seed,
+        "primary": str(evaluator.primary),
         "space": space.model_dump(mode="json"),
     }

@@ -138,12 +138,14 @@ def guide_job(job: SearchJob, progress: Progress) -> None:
 
 
 def _analyzed(job: SearchJob, progress: Progress) -> Sensitivity:
-    """Of INT8: what the study has stored, else analyzed now."""
+    """Of every kind of INT8 that there is to choose: what the study has stored, else analyzed now."""
     known = load_sensitivity(job.study)
     if known is not None:
         return known
     with job.watch.measuring("analysis"):
-        found = analyze_with_bar(job.evaluator, [INT8], ANALYSIS_ROWS, progress)
+        schemes = dict.fromkeys(scheme.untrained for unit in job.choices.units for scheme in unit.schemes)
+        int8 = [scheme for scheme in schemes if scheme.precision is Precision.INT8]
+        found = analyze_with_bar(job.evaluator, int8 or [INT8], ANALYSIS_ROWS, progress)
     store_sensitivity(job.study, found)
     return found
 

@@ -1,11 +1,8 @@
-"""What is computed from outputs: distances from FP32, calibration, agreement, and the interval of a drop."""
+"""What is computed from outputs: distances from FP32, calibration, agreement."""
 
 from __future__ import annotations
 
-import math
-import time
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,21 +10,24 @@ import numpy as np
 from mixq.task import Array, Outputs
 
 ECE_BINS = 15
-RESAMPLES = 1000
-FEWEST_RESAMPLES = 50
-SLOW_SECONDS = 5.0  # for metrics that must be computed anew on every resample
-
-MetricOf = Callable[[Outputs, Array], float]
+PIECE = 2**18  # numbers at a time: 2 MB, where float64 copies of a language model's logits would take gigabytes
+SMALLEST_SQUARE = 1e-30
 
 
 def class_scores(outputs: Outputs, targets: Array) -> Array | None:
-    """The outputs as class scores (rows × classes) where they are that: one float matrix, targets class indices."""
-    if len(outputs) != 1 or targets.ndim != 1 or targets.dtype.kind not in "iu" or not len(targets):
+    """The outputs as class scores where they are that: one float array, its last axis the classes, targets indices.
+
+    targets: a class for each row, or for each of its places (the token that follows each). The scores come as a matrix,
+    a line for each target.
+    """
+    if len(outputs) != 1 or targets.dtype.kind not in "iu" or not targets.size:
         return None
     scores = next(iter(outputs.values()))
-    if scores.ndim != 2 or scores.dtype.kind != "f" or scores.shape[1] < 2:
+    if scores.shape[:-1] != targets.shape or scores.dtype.kind != "f" or scores.shape[-1] < 2:
         return None
-    return scores if targets.min() >= 0 and targets.max() < scores.shape[1] else None
+    if targets.min() < 0 or targets.max() >= scores.shape[-1]:
+        return None
+    return scores if scores.ndim == 2 else scores.reshape(-1, scores.shape[-1])
 
 
 def are_probabilities(scores: Array) -> bool:
@@ -50,19 +50,46 @@ def probabilities(scores: Array, given: bool | None = None) -> Array:
 
 def kl_divergence(reference: Array, scores: Array) -> float:
     """Mean over rows of KL(p ‖ q) in nats, p being the reference's probabilities and q those of the scores."""
-    given = are_probabilities(reference)
-    p, q = (np.maximum(probabilities(x, given), 1e-12) for x in (reference, scores))
-    return max(0.0, float((p * np.log(p / q)).sum(-1).mean()))
+    given, total = are_probabilities(reference), 0.0
+    for part in row_pieces(len(reference), reference.shape[1]):
+        p, q = (np.maximum(probabilities(x[part], given), 1e-12) for x in (reference, scores))
+        total += float((p * np.log(p / q)).sum())
+    return max(0.0, total / len(reference))
 
 
 def relative_mse(reference: Outputs, outputs: Outputs) -> float:
     """Mean squared error ÷ mean square of the reference, averaged over the float outputs."""
     found = []
-    for name, value in reference.items():
-        if value.dtype.kind == "f":
-            wanted = value.astype(np.float64)
-            found.append(((outputs[name] - wanted) ** 2).mean() / max((wanted**2).mean(), 1e-30))
+    for name, value in float_outputs(reference).items():
+        error = sum(float(((have - want) ** 2).sum()) for want, have in pieces(value, outputs[name]))
+        found.append(error / value.size / max(mean_square(value), SMALLEST_SQUARE))
     return float(np.mean(found)) if found else 0.0
+
+
+def float_outputs(outputs: Outputs) -> Outputs:
+    """Those that an error can be measured of."""
+    return {name: value for name, value in outputs.items() if value.dtype.kind == "f"}
+
+
+def mean_square(values: Array) -> float:
+    """In float64."""
+    return sum(float((part**2).sum()) for (part,) in pieces(values)) / values.size
+
+
+def row_pieces(rows: int, columns: int) -> Iterator[slice]:
+    """Rows of a matrix, some at a time: at most PIECE numbers, and one row at least."""
+    step = max(1, PIECE // columns)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def pieces(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """The numbers of arrays of one shape, in order, as float64 vectors of at most PIECE numbers."""
+    shapes = {array.shape for array in arrays}
+    if len(shapes) > 1:
+        raise ValueError(f"the arrays have the shapes {shapes}; they must have the same")
+    flat = [array.reshape(-1) for array in arrays]
+    for start in range(0, len(flat[0]), PIECE):
+        yield tuple(array[start : start + PIECE].astype(np.float64) for array in flat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +106,8 @@ def class_measures(reference: Outputs, outputs: Outputs, targets: Array) -> Clas
     before, after = class_scores(reference, targets), class_scores(outputs, targets)
     if before is None or after is None:
         return None
-    chances = probabilities(after, are_probabilities(before))
-    return ClassMeasures(
-        kl_divergence(before, after), agreement(before, after), expected_calibration_error(chances, targets)
-    )
+    error = expected_calibration_error(after, targets.reshape(-1), are_probabilities(before))
+    return ClassMeasures(kl_divergence(before, after), agreement(before, after), error)
 
 
 def agreement(reference: Array, scores: Array) -> float:
@@ -90,95 +115,15 @@ def agreement(reference: Array, scores: Array) -> float:
     return float((reference.argmax(-1) == scores.argmax(-1)).mean())
 
 
-def expected_calibration_error(scores: Array, targets: Array) -> float:
-    """|accuracy − confidence|, averaged over 15 equal bins of confidence by their share (Guo et al. 2017, eq. 3)."""
-    chance = probabilities(scores)
-    confidence, correct = chance.max(-1), chance.argmax(-1) == targets
+def expected_calibration_error(scores: Array, targets: Array, given: bool | None = None) -> float:
+    """|accuracy − confidence|, averaged over 15 equal bins of confidence by their share (Guo et al. 2017, eq. 3).
+
+    given: whether the scores are probabilities already; by default looked up.
+    """
+    given = are_probabilities(scores) if given is None else given
+    parts = row_pieces(len(scores), scores.shape[1])
+    confidence = np.concatenate([probabilities(scores[part], given).max(-1) for part in parts])
+    correct = scores.argmax(-1) == targets
     bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
     gaps = np.bincount(bins, weights=correct - confidence, minlength=ECE_BINS)
     return float(np.abs(gaps).sum() / len(targets))
-
-
-def drop_interval(
-    metric: MetricOf,
-    reference: Outputs,
-    outputs: Outputs,
-    targets: Array,
-    rows_per_sample: int = 1,
-    seed: int = 0,
-    *,
-    confidence: float = 0.95,
-    most_s: float = SLOW_SECONDS,
-) -> tuple[float, float]:
-    """Interval of metric(reference) − metric(outputs) by the paired bootstrap (Efron & Tibshirani 1993, ch. 13).
-
-    Samples of `rows_per_sample` rows are drawn with replacement, the same ones for both. A metric that is the mean of
-    its values for single samples is recognized as such, and resampled from those; any other is computed anew on as
-    many resamples as `most_s` seconds allow, and FEWEST_RESAMPLES at least. NaN where no sample has the metric.
-    """
-    rng = np.random.default_rng(seed)
-    count = len(targets) // rows_per_sample
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a metric that does not fit single rows or odd samples may say so
-        singles = [_single_values(metric, found, targets, rows_per_sample) for found in (reference, outputs)]
-        if singles[0] is not None and singles[1] is not None:
-            differences = singles[0] - singles[1]
-            drops = [float(differences[rng.integers(0, count, count)].mean()) for _ in range(RESAMPLES)]
-        else:
-            drops = _resampled_drops(metric, reference, outputs, targets, rows_per_sample, rng, most_s)
-    low, high = np.quantile(drops, [(1 - confidence) / 2, (1 + confidence) / 2]) if drops else (math.nan, math.nan)
-    return float(low), float(high)
-
-
-def _single_values(metric: MetricOf, outputs: Outputs, targets: Array, rows: int) -> Array | None:
-    """The metric of each sample alone, where their mean is the metric of all; else None."""
-    parts = [slice(i, i + rows) for i in range(0, len(targets), rows)]
-    found = []
-    for part in parts:
-        value = _defined(metric, _rows(outputs, part), targets[part])
-        if value is None:
-            return None
-        found.append(value)
-    return np.array(found) if abs(np.mean(found) - metric(outputs, targets)) <= 1e-9 else None
-
-
-def _defined(metric: MetricOf, outputs: Outputs, targets: Array) -> float | None:
-    """The metric of these rows; None where it has none, in any way that its author chose (an error, NaN)."""
-    try:
-        value = metric(outputs, targets)
-    except Exception:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _resampled_drops(
-    metric: MetricOf,
-    reference: Outputs,
-    outputs: Outputs,
-    targets: Array,
-    rows: int,
-    rng: np.random.Generator,
-    most_s: float,
-) -> list[float]:
-    """Drops on resampled rows; samples for which the metric is undefined are left out."""
-    drops: list[float] = []
-    end = time.monotonic() + most_s
-    for done in range(RESAMPLES):
-        if done >= FEWEST_RESAMPLES and time.monotonic() >= end:
-            break
-        samples = rng.integers(0, len(targets) // rows, len(targets) // rows)
-        index = (samples[:, None] * rows + np.arange(rows)).reshape(-1)
-        drop = drop_of(metric, _rows(reference, index), _rows(outputs, index), targets[index])
-        if drop is not None:
-            drops.append(drop)
-    return drops
-
-
-def drop_of(metric: MetricOf, reference: Outputs, outputs: Outputs, targets: Array) -> float | None:
-    """metric(reference) − metric(outputs); None where the metric is undefined on these rows."""
-    before, after = (_defined(metric, found, targets) for found in (reference, outputs))
-    return None if before is None or after is None else before - after
-
-
-def _rows(outputs: Mapping[str, Array], index: slice | Array) -> dict[str, Array]:
-    return {name: value[index] for name, value in outputs.items()}

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from mixq import measures
 from mixq.batches import concatenated
 from mixq.dataset import Split, row_count
+from mixq.drop import PrimaryMetric, drop_interval
 from mixq.evaluation import DroppedError, Glimpse, Judge
 from mixq.task import Array, Inputs, Outputs
 
@@ -69,7 +69,7 @@ def look_points(batches: int) -> set[int]:
 
 def seen_drop(
     glimpse: Glimpse,
-    metric: measures.MetricOf,
+    metric: PrimaryMetric,
     split: Split,
     reference: Outputs,
     numbers: Sequence[int],
@@ -84,10 +84,10 @@ def seen_drop(
     starts = np.cumsum([0, *sizes])
     rows: Array = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in numbers])
     targets, before = split.targets[rows], {name: value[rows] for name, value in reference.items()}
-    low, _ = measures.drop_interval(
+    low, _ = drop_interval(
         metric, before, outputs, targets, sizes[numbers[0]], confidence=2 * CONFIDENCE - 1, most_s=MOST_SECONDS
     )
-    drop = measures.drop_of(metric, before, outputs, targets)
+    drop = metric.drop_on(before, outputs, targets)
     if drop is None or not np.isfinite(low):
         return glimpse
     left = np.sqrt(1 - len(rows) / split.rows)

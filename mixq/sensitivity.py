@@ -25,7 +25,7 @@ from mixq.graph.lower import lower
 from mixq.graph.model import Layer
 from mixq.graph.plan import make_plan
 from mixq.ptq import parameters
-from mixq.shadow import PLACEMENT, noise_name, shadow_config, shadowed, signal_name
+from mixq.shadow import noise_name, shadow_config, shadow_placement, shadowed, signal_name
 from mixq.task import Outputs
 
 FP32 = LayerScheme(precision=Precision.FP32)
@@ -117,13 +117,13 @@ def analyze(
         (layer, scheme)
         for layer in evaluator.graph.layers
         for scheme in wanted
-        if evaluator.runtime.refusal(scheme, layer.op) is None
+        if evaluator.runtime.refusal(scheme, layer) is None
     ]
     split = first_rows(evaluator.data, rows)
     ratios = {scheme: _signal_to_noise(evaluator, scheme, recipe) for scheme in dict.fromkeys(s for _, s in jobs)}
     reference = {name: value[: split.rows] for name, value in evaluator.reference_outputs("search").items()}
     front = Front(evaluator, split)
-    before = evaluator.data.metrics(reference, split)[evaluator.task.primary]
+    before = evaluator.primary_value(reference, split)
     deltas = Deltas(reference, split.targets)
     found = []
     for done, (layer, scheme) in enumerate(jobs):
@@ -164,13 +164,14 @@ def _signal_to_noise(evaluator: Evaluator, scheme: LayerScheme, recipe: tuple[Re
     graph, runtime = evaluator.graph, evaluator.runtime
     prepared = shadowed(evaluator.quantizer.prepared(recipe))
     shadows = prepared.graph
-    config = shadow_config(graph, shadows, scheme, recipe, evaluator.fingerprint)
-    plan = make_plan(shadows, config.layers_with(Precision.INT8), PLACEMENT)
+    able = [layer.name for layer in graph.layers if runtime.refusal(scheme, layer) is None]
+    config = shadow_config(graph, able, scheme, recipe, evaluator.fingerprint)
+    plan = make_plan(shadows, config.static_layers, shadow_placement(runtime.placement))
     model = lower(shadows, config, plan, parameters(prepared, plan, config.layers_with(Precision.INT8)))
     executable = runtime.compile(serialize(model), machine.cores(), runtime.options(config))
     batches = first_rows(evaluator.data, SHADOW_ROWS).batches
     sums = run_batches(executable, batches, evaluator.data.batch_rows)
-    return {name: _decibel(sums[signal_name(name)], sums[noise_name(name)]) for name in graph.layer_names}
+    return {name: _decibel(sums[signal_name(name)], sums[noise_name(name)]) for name in able}
 
 
 def _decibel(signal: np.ndarray, noise: np.ndarray) -> float:
@@ -191,7 +192,6 @@ def _row(
     before: float,
 ) -> SensitivityRow:
     """`before`: FP32's primary metric on `split`."""
-    after = evaluator.data.metrics(outputs, split)[evaluator.task.primary]
     scores = measures.class_measures(reference, outputs, split.targets)
     return SensitivityRow(
         layer=layer.name,
@@ -202,7 +202,7 @@ def _row(
         sqnr_db=sqnr_db,
         output_mse=measures.relative_mse(reference, outputs),
         kl=scores.kl if scores else None,
-        drop=before - after,
+        drop=evaluator.primary.drop(before, evaluator.primary_value(outputs, split)),
     )
 
 

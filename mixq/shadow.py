@@ -6,6 +6,7 @@ The sums of squares are taken inside the graph: what leaves it are two numbers a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -18,8 +19,14 @@ from mixq.graph.placement import Placement
 from mixq.ptq import Prepared
 
 SUFFIX = ".shadow"
-# A pair on each shadow's own input and nowhere else: the layers beside them keep reading and giving floats.
-PLACEMENT = Placement(transparent=frozenset())
+
+
+def shadow_placement(placement: Placement) -> Placement:
+    """A pair on each shadow's own input and nowhere else: the layers beside them keep reading and giving floats."""
+    forms = placement.weight_only, placement.weight_only_beside_dynamic, placement.dynamic
+    return Placement(
+        transparent=frozenset(), weight_only=forms[0], weight_only_beside_dynamic=forms[1], dynamic=forms[2]
+    )
 
 
 def shadow_graph(graph: Graph) -> Graph:
@@ -79,9 +86,10 @@ def _like(value: ir.Value, other: ir.Value, name: str) -> None:
 
 
 def shadow_config(
-    graph: Graph, shadows: Graph, scheme: LayerScheme, recipe: tuple[RecipeStep, ...], fingerprint: str
+    graph: Graph, layers: Iterable[str], scheme: LayerScheme, recipe: tuple[RecipeStep, ...], fingerprint: str
 ) -> MixedPrecisionConfig:
-    """Every shadow in `scheme`, every layer in FP32."""
-    fp32 = LayerScheme(precision=Precision.FP32)
-    schemes = dict.fromkeys(graph.layer_names, fp32) | dict.fromkeys(shadows.layer_names, scheme)
+    """The shadows of `layers` in `scheme`, everything else in FP32."""
+    fp32, names = LayerScheme(precision=Precision.FP32), graph.layer_names
+    schemes = dict.fromkeys([*names, *(name + SUFFIX for name in names)], fp32)
+    schemes |= {name + SUFFIX: scheme for name in layers}
     return MixedPrecisionConfig(model=fingerprint, schemes=schemes, recipe=recipe)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixq.config import MixedPrecisionConfig
+from mixq.drop import metric_label
 from mixq.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,10 +58,11 @@ def result(summary: Mapping[str, Any], folder: Path) -> str:
             f"nothing that met the constraints {summary['constraints']} beats FP32: "
             f"the FP32 model is the answer, in {folder}"
         )
+    primary = metric_label(summary["primary"], summary.get("higher_is_better", True))
     lines = [
         f"{best['speedup']:.2f}× as fast as FP32 ({best['latency_ms']:.3f} ms, {summary['threads']} thread(s), "
         f"{summary['runtime']}), {best['compression']:.2f}× smaller ({best['size_bytes'] / 1e6:.2f} MB)",
-        f"{summary['primary']} {best['metric']:.4f}, drop {best['drop']:+.4f} on the search split{_bound(summary)}",
+        f"{primary} {best['metric']:.4f}, drop {best['drop']:+.4f} on the search split{_bound(summary)}",
     ]
     held = best["holdout"]
     if held:

@@ -6,9 +6,9 @@ import importlib
 import importlib.util
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, ClassVar
 
 import numpy.typing as npt
@@ -24,10 +24,16 @@ class Task(ABC):
     """Subclass this. Inputs are dicts name → array with the batch on the first axis, of any number and rank."""
 
     primary: ClassVar[str]
-    """The metric to protect, one of the names that `metrics` returns; higher is better."""
+    """The metric to protect, one of the names that `metrics` returns."""
+
+    higher_is_better: ClassVar[bool] = True
+    """Of the primary metric; False for a loss, an error rate, a perplexity."""
 
     rows_per_sample: ClassVar[int] = 1
     """Consecutive rows that belong together (2 for sentence pairs): resampling never separates them."""
+
+    dynamic_axes: Mapping[str, Sequence[int]] = MappingProxyType({})
+    """Input → its axes, beside the batch, whose size varies from batch to batch, e.g. {"image": (2, 3)}."""
 
     @abstractmethod
     def model(self) -> Any:
@@ -88,17 +94,28 @@ def instantiate(cls: type) -> Task:
     if cls.__abstractmethods__:
         missing = ", ".join(sorted(cls.__abstractmethods__))
         raise InputError(f"{cls.__name__} lacks the methods {missing}; define them as in mixq.Task")
-    if not isinstance(getattr(cls, "primary", None), str):
-        raise InputError(f'{cls.__name__}.primary must name the metric to protect, e.g. primary = "top1"')
-    rows = cls.rows_per_sample
-    if not isinstance(rows, int) or rows < 1:
-        raise InputError(f"{cls.__name__}.rows_per_sample must be a whole number of at least 1, got {rows!r}")
+    check_declared(cls)
     try:
         return cls()
     except InputError:
         raise
     except (Exception, SystemExit) as error:
         raise raised(f"{cls.__name__}(), called without arguments,", error) from error
+
+
+def check_declared(task: Task | type[Task]) -> None:
+    """Raises InputError where what a Task declares beside its methods cannot be meant."""
+    name = task.__name__ if isinstance(task, type) else type(task).__name__
+    if not isinstance(getattr(task, "primary", None), str):
+        raise InputError(f'{name}.primary must name the metric to protect, e.g. primary = "top1"')
+    if not isinstance(task.higher_is_better, bool):
+        raise InputError(
+            f"{name}.higher_is_better must be True or False, got {task.higher_is_better!r}; False where a lower "
+            f"{task.primary} is better"
+        )
+    rows = task.rows_per_sample
+    if not isinstance(rows, int) or rows < 1:
+        raise InputError(f"{name}.rows_per_sample must be a whole number of at least 1, got {rows!r}")
 
 
 def _is_task(value: object) -> bool:

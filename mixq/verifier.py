@@ -8,9 +8,10 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from mixq import atomic, machine
-from mixq.certificate import CERTIFICATE, CONFIG, FILES, MODEL, PROBE, Certificate, FileMark, marks
+from mixq.certificate import CERTIFICATE, CONFIG, DATA, MODEL, PROBE, Certificate, FileMark, marks
 from mixq.config import MixedPrecisionConfig, Precision
 from mixq.errors import InputError
+from mixq.graph import large
 from mixq.graph.capture import relative_error
 from mixq.graph.model import deserialize
 from mixq.graph.normalize import check as check_onnx
@@ -56,13 +57,18 @@ class _Exported:
         return found
 
     @cached_property
+    def model(self) -> bytes:
+        """As it was compiled when it was measured, whether it lies in one file or two."""
+        return large.join(self.data(MODEL), self.data(DATA) if DATA in self.contents else None)
+
+    @cached_property
     def runtime(self) -> Runtime:
         return get_runtime(self.certificate.open.runtime)
 
     @cached_property
     def executable(self) -> Executable:
         how = self.certificate.open
-        return self.runtime.compile(self.data(MODEL), how.threads, how.options)
+        return self.runtime.compile(self.model, how.threads, how.options)
 
     @cached_property
     def probe(self) -> Probe:
@@ -102,7 +108,7 @@ def verify(folder: str | Path) -> Verification:
 def _read(folder: Path) -> _Exported:
     with atomic.locked(folder):  # an export may be under way
         certificate = Certificate.load(folder / CERTIFICATE)
-        return _Exported(certificate, {name: _bytes(folder / name) for name in FILES})
+        return _Exported(certificate, {name: _bytes(folder / name) for name in certificate.files})
 
 
 def _bytes(path: Path) -> bytes | OSError:
@@ -130,6 +136,10 @@ def _intact(name: str, exported: _Exported) -> str:
     return f"{have.size} bytes, SHA-256 {have.sha256[:16]}…"
 
 
+def _whole_model(exported: _Exported) -> str:
+    return "; ".join(_intact(name, exported) for name in (MODEL, DATA) if name in exported.contents)
+
+
 def _config(exported: _Exported) -> str:
     certificate = exported.certificate
     config = MixedPrecisionConfig.from_json(exported.data(CONFIG).decode(errors="replace"), CONFIG)
@@ -144,7 +154,7 @@ def _config(exported: _Exported) -> str:
 
 
 def _onnx(exported: _Exported) -> str:
-    model = deserialize(exported.data(MODEL))
+    model = deserialize(exported.model)
     check_onnx(model)
     want = sorted(mark.name for mark in exported.certificate.inputs)
     have = sorted(str(value.name) for value in model.graph.inputs)
@@ -201,7 +211,7 @@ def _kernels(exported: _Exported) -> str:
 
 
 _RULES: tuple[tuple[str, tuple[str, ...], Callable[[_Exported], str]], ...] = (
-    (MODEL, (), partial(_intact, MODEL)),
+    (MODEL, (), _whole_model),
     (CONFIG, (), partial(_intact, CONFIG)),
     (PROBE, (), partial(_intact, PROBE)),
     ("config", (CONFIG,), _config),

@@ -50,6 +50,21 @@ def test_s8_per_channel_is_onnx_quantize_linear(x: Array, axis: int) -> None:
     assert np.all(found != -128)
 
 
+@given(ranges)
+def test_even_codes_are_signed_ones_without_a_zero_point(ends: list[float]) -> None:
+    low, high = ends
+    qparams = affine.even(low, high)
+    assert qparams.zero_point == (0 if low >= 0 else affine.MIDDLE)
+    reached = affine.dequantize(np.array([0, 255], np.uint8), qparams)
+    assert reached[0] <= low * (1 - 1e-6) + 1e-9 or low >= 0
+    assert reached[1] >= high * (1 - 1e-6) - 1e-9 or high <= 0
+    codes = affine.quantize(np.linspace(low, high, 50, dtype=np.float32), qparams, U8).astype(int)
+    signed = QParams(qparams.scale, np.zeros_like(qparams.zero_point))
+    if low < 0:
+        wanted = affine.quantize(np.linspace(low, high, 50, dtype=np.float32), signed, S8)
+        np.testing.assert_array_equal(codes - affine.MIDDLE, wanted)
+
+
 @given(arrays, ranges)
 def test_a_round_trip_errs_by_half_a_step_inside_the_range(x: Array, ends: list[float]) -> None:
     qparams = affine.asymmetric(*ends)

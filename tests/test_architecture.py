@@ -16,7 +16,7 @@ LEVELS = (
     ("errors", "validation", "urls"),
     ("config", "machine", "stopwatch", "progress", "atomic", "array_store", "turns", "process"),
     ("affine",),
-    ("task", "dataset", "corruptions", "measures", "deltas"),
+    ("task", "dynamic_axes", "dataset", "corruptions", "drop", "measures", "deltas"),
     ("graph",),
     ("calibration",),
     ("twin",),

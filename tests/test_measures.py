@@ -1,8 +1,8 @@
-"""Measures: against scipy, slow loops over rows, and the normal approximation of a paired mean."""
+"""Measures: against scipy and slow loops over rows."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -10,24 +10,7 @@ from scipy import special, stats
 
 from mixq import measures
 from mixq.task import Array, Outputs
-
-ROWS, CLASSES = 400, 7
-
-
-def logits(seed: int, rows: int = ROWS) -> Array:
-    return (3 * np.random.default_rng(seed).standard_normal((rows, CLASSES))).astype(np.float32)
-
-
-def nearly(scores: Array, seed: int = 9) -> Array:
-    """Scores with a little noise, as quantization leaves them."""
-    noise = np.random.default_rng(seed).standard_normal(scores.shape)
-    return np.asarray(scores + 0.7 * noise, np.float32)
-
-
-def labels(rows: int = ROWS) -> Array:
-    """The class of the largest logit of seed 0 for two rows of three, else any."""
-    rng = np.random.default_rng(5)
-    return np.where(rng.random(rows) < 2 / 3, logits(0, rows).argmax(1), rng.integers(0, CLASSES, rows))
+from tests.scores import CLASSES, ROWS, labels, logits, nearly
 
 
 def in_bf16(values: Array) -> Array:
@@ -110,12 +93,33 @@ def test_class_scores_are_one_float_matrix_with_class_indices() -> None:
     assert measures.class_scores({"y": scores}, labels()) is scores
 
 
+def test_the_scores_of_tokens_are_those_of_as_many_rows() -> None:
+    """rows × time × classes, with a right class for every token."""
+    reference, outputs = logits(0), nearly(logits(0))
+    shape = (ROWS // 5, 5)
+    tokens = [{"y": scores.reshape(*shape, CLASSES)} for scores in (reference, outputs)]
+    found = measures.class_measures(tokens[0], tokens[1], labels().reshape(shape))
+    assert found == measures.class_measures({"y": reference}, {"y": outputs}, labels())
+    assert found is not None
+    assert found.kl > 0
+
+
+def test_what_is_summed_in_pieces_is_what_is_summed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, outputs = {"y": logits(0)}, {"y": nearly(logits(0))}
+    whole = measures.class_measures(reference, outputs, labels()), measures.relative_mse(reference, outputs)
+    monkeypatch.setattr(measures, "PIECE", 4 * CLASSES + 1)
+    parts = measures.class_measures(reference, outputs, labels()), measures.relative_mse(reference, outputs)
+    assert astuple(parts[0]) == pytest.approx(astuple(whole[0]), rel=1e-12)  # type: ignore[arg-type]
+    assert parts[1] == pytest.approx(whole[1], rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("outputs", "targets"),
     [
         ({"y": logits(0), "z": logits(1)}, labels()),
         ({"y": logits(0)}, labels().astype(np.float32)),
         ({"y": logits(0)}, labels()[:, None]),
+        ({"y": logits(0).reshape(80, 5, CLASSES)}, labels().reshape(5, 80)),
         ({"y": logits(0)}, labels() + CLASSES),
         ({"y": logits(0)}, labels() - CLASSES),
         ({"y": logits(0)[:, :1]}, np.zeros(ROWS, np.int64)),
@@ -123,112 +127,19 @@ def test_class_scores_are_one_float_matrix_with_class_indices() -> None:
         ({"y": labels()[:, None] + np.arange(CLASSES)}, labels()),
         ({"y": logits(0)[:0]}, labels()[:0]),
     ],
-    ids=["two outputs", "float targets", "matrix", "too large", "negative", "one class", "rank 3", "integers", "empty"],
+    ids=[
+        "two outputs",
+        "float targets",
+        "matrix",
+        "other tokens",
+        "too large",
+        "negative",
+        "one class",
+        "rank 3",
+        "integers",
+        "empty",
+    ],
 )
 def test_other_outputs_are_no_class_scores(outputs: Outputs, targets: Array) -> None:
     assert measures.class_scores(outputs, targets) is None
     assert measures.class_measures(outputs, outputs, targets) is None
-
-
-def accuracy(outputs: Outputs, targets: Array) -> float:
-    return float((outputs["y"].argmax(1) == targets).mean())
-
-
-def pair_score(outputs: Outputs, targets: Array) -> float:
-    """The negative squared error of products of pairs of rows: a row alone has none."""
-    first, second = outputs["y"][::2, 0], outputs["y"][1::2, 0]
-    return -float(np.mean((first * second - targets[::2]) ** 2))
-
-
-def correlation(outputs: Outputs, targets: Array) -> float:
-    return float(np.corrcoef(outputs["y"][:, 0], targets)[0, 1])
-
-
-def test_the_interval_of_a_mean_is_the_normal_approximations() -> None:
-    reference, targets = {"y": logits(0, 4000)}, labels(4000)
-    outputs = {"y": nearly(reference["y"])}
-    right = [(found["y"].argmax(1) == targets).astype(np.float64) for found in (reference, outputs)]
-    difference = right[0] - right[1]
-    half = stats.norm.ppf(0.975) * difference.std(ddof=1) / math.sqrt(len(targets))
-    low, high = measures.drop_interval(accuracy, reference, outputs, targets)
-    assert low == pytest.approx(difference.mean() - half, abs=0.1 * half)
-    assert high == pytest.approx(difference.mean() + half, abs=0.1 * half)
-
-
-@pytest.mark.parametrize("metric", [accuracy, correlation])
-def test_the_interval_is_paired(metric: measures.MetricOf) -> None:
-    outputs = {"y": logits(0)}
-    assert measures.drop_interval(metric, outputs, outputs, labels()) == (0, 0)
-
-
-def test_the_interval_is_the_same_every_time() -> None:
-    reference, outputs = {"y": logits(0)}, {"y": nearly(logits(0))}
-    found = [measures.drop_interval(accuracy, reference, outputs, labels()) for _ in range(2)]
-    assert found[0] == found[1]
-    assert found[0] != measures.drop_interval(accuracy, reference, outputs, labels(), seed=1)
-
-
-def test_rows_of_one_sample_stay_together() -> None:
-    """Pairs with one target each: 200 samples, whose values' normal approximation is the oracle."""
-    reference, outputs = {"y": logits(0)}, {"y": nearly(logits(0))}
-    targets = np.repeat(np.random.default_rng(3).standard_normal(ROWS // 2), 2)
-    pairs = [found["y"][:, 0].astype(np.float64).reshape(-1, 2).prod(1) for found in (reference, outputs)]
-    values = [-((pair - targets[::2]) ** 2) for pair in pairs]
-    difference = values[0] - values[1]
-    half = stats.norm.ppf(0.975) * difference.std(ddof=1) / math.sqrt(len(difference))
-    low, high = measures.drop_interval(pair_score, reference, outputs, targets, rows_per_sample=2)
-    assert (low, high) == pytest.approx((difference.mean() - half, difference.mean() + half), abs=0.2 * half)
-
-
-def test_a_resampled_metric_sees_whole_samples_only() -> None:
-    seen: list[Array] = []
-
-    def metric(outputs: Outputs, targets: Array) -> float:
-        seen.append(np.abs(outputs["y"][:, 0]).astype(int))
-        return correlation(outputs, targets)
-
-    rows = np.arange(60, dtype=np.float32)[:, None]
-    measures.drop_interval(metric, {"y": rows}, {"y": -rows}, np.arange(60) % 11, rows_per_sample=3)
-    for found in seen:
-        samples = found.reshape(-1, 3)
-        assert (samples % 3 == np.arange(3)).all()
-        assert (samples // 3 == samples[:, :1] // 3).all()
-
-
-def test_a_correlation_is_resampled_as_a_whole() -> None:
-    """Fisher's z: 95 % of samples have a correlation within tanh(artanh r ± 1.96 / √(n − 3)).
-
-    The outputs correlate with nothing, and independently of the reference, so the two variances add up.
-    """
-    rng = np.random.default_rng(0)
-    targets = rng.standard_normal(ROWS)
-    reference = {"y": (targets + rng.standard_normal(ROWS))[:, None]}
-    outputs = {"y": rng.standard_normal((ROWS, 1))}
-    before, after = (correlation(found, targets) for found in (reference, outputs))
-    deviation = math.sqrt(((1 - before**2) ** 2 + 1) / (ROWS - 3))
-    low, high = measures.drop_interval(correlation, reference, outputs, targets)
-    assert low < before - after < high
-    assert high - low == pytest.approx(2 * stats.norm.ppf(0.975) * deviation, rel=0.15)
-
-
-def single_class_refused(outputs: Outputs, targets: Array) -> float:
-    """Accuracy averaged over two classes, which a sample without both of them has not."""
-    if len(set(targets.tolist())) < 2:
-        raise ValueError("only one class")
-    right = outputs["y"].argmax(1) == targets
-    return float(np.mean([right[targets == label].mean() for label in (0, 1)]))
-
-
-def test_samples_without_a_metric_are_left_out() -> None:
-    targets = np.array([0, 1, 1, 1, 1, 1])
-    reference = {"y": np.eye(2)[targets]}
-    outputs = {"y": np.eye(2)[[0, 1, 1, 1, 0, 0]]}
-    low, high = measures.drop_interval(single_class_refused, reference, outputs, targets)
-    assert 0 <= low < 0.2 < high <= 0.5
-
-
-def test_a_metric_that_no_sample_has_gives_no_interval() -> None:
-    outputs, targets = {"y": logits(0, 6)}, np.zeros(6, np.int64)
-    low, high = measures.drop_interval(single_class_refused, outputs, outputs, targets)
-    assert math.isnan(low)
-    assert math.isnan(high)

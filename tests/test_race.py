@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mixq.dataset import Split
+from mixq.drop import PrimaryMetric
 from mixq.evaluation import DroppedError, Glimpse
 from mixq.latency import Interval
 from mixq.race import consult, look_points, raced_outputs, running_order, seen_drop
@@ -78,7 +79,7 @@ def test_the_whole_splits_drop_is_seldom_below_the_bound(by_class: bool) -> None
         reference = {"y": np.ones(1000)}
         numbers = running_order(split)[:10]
         rows = np.concatenate([np.arange(25 * n, 25 * n + 25) for n in numbers])
-        seen = seen_drop(SEEN, mean, split, reference, numbers, {"y": 1.0 - spoiled[rows]})
+        seen = seen_drop(SEEN, PrimaryMetric("m", mean), split, reference, numbers, {"y": 1.0 - spoiled[rows]})
         assert seen.drop == pytest.approx(spoiled[rows].mean())
         assert seen.drop_low is not None
         misses += seen.drop_low > spoiled.mean() + 1e-12
@@ -89,10 +90,20 @@ def test_a_great_drop_is_seen_for_certain_on_a_part() -> None:
     split = split_of(np.ones(1000, np.float32), 25)
     numbers = running_order(split)[:10]
     half = np.tile([0.0, 1.0], 125)
-    seen = seen_drop(SEEN, mean, split, {"y": np.ones(1000)}, numbers, {"y": half})
+    seen = seen_drop(SEEN, PrimaryMetric("m", mean), split, {"y": np.ones(1000)}, numbers, {"y": half})
     assert (seen.rows, seen.of_rows, seen.drop) == (250, 1000, 0.5)
     assert seen.drop_low is not None
     assert seen.drop_low > 0.4
+
+
+def test_a_metric_turned_round_is_seen_alike() -> None:
+    """An error of which less is better, on a model that errs more than FP32 on half of the rows."""
+    split = split_of(np.ones(1000, np.float32), 25)
+    numbers, half = running_order(split)[:10], np.tile([0.0, 1.0], 125)
+    up, down = PrimaryMetric("m", mean), PrimaryMetric("m", lambda o, t: -mean(o, t), higher_is_better=False)
+    seen = [seen_drop(SEEN, metric, split, {"y": np.ones(1000)}, numbers, {"y": half}) for metric in (up, down)]
+    assert seen[0] == seen[1]
+    assert seen[0].drop == 0.5
 
 
 def test_metrics_that_are_no_means_have_a_bound_too() -> None:
@@ -101,7 +112,7 @@ def test_metrics_that_are_no_means_have_a_bound_too() -> None:
     split = split_of(values.astype(np.float32), 25)
     numbers = running_order(split)[:20]
     rows = np.concatenate([np.arange(25 * n, 25 * n + 25) for n in numbers])
-    seen = seen_drop(SEEN, median, split, {"y": values}, numbers, {"y": values[rows] - 0.5})
+    seen = seen_drop(SEEN, PrimaryMetric("m", median), split, {"y": values}, numbers, {"y": values[rows] - 0.5})
     assert seen.drop == pytest.approx(0.5)
     assert seen.drop_low == pytest.approx(0.5)
 
@@ -111,7 +122,9 @@ def test_a_metric_that_is_undefined_on_a_part_says_nothing() -> None:
         raise ValueError("needs all classes")
 
     split = split_of(np.ones(400, np.float32), 25)
-    assert seen_drop(SEEN, undefined, split, {"y": np.ones(400)}, [0, 1], {"y": np.ones(50)}) == SEEN
+    assert (
+        seen_drop(SEEN, PrimaryMetric("m", undefined), split, {"y": np.ones(400)}, [0, 1], {"y": np.ones(50)}) == SEEN
+    )
 
 
 def test_a_reason_ends_it() -> None:

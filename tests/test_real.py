@@ -12,6 +12,7 @@ from experiments.cifar10_resnet.task import ResNet20
 from experiments.data_folder import data_folder
 from experiments.etinynet.task import EtinyNet
 from experiments.tiny_darknet.task import TinyDarknet
+from experiments.tiny_lm.task import TinyLM
 from mixq import measures
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, RecipeStep, uniform
 from mixq.errors import InputError
@@ -109,3 +110,20 @@ EQUALIZE, ADAROUND, BIAS = (RecipeStep(name=name) for name in ("equalize", "adar
 )
 def test_a_step_beats_leaving_it_out(case: Case, recipe: Recipe, without: Recipe, share: float) -> None:
     assert output_error(case, "openvino", recipe) < share * output_error(case, "openvino", without)
+
+
+def test_a_language_model_in_int8_loses_little_perplexity() -> None:
+    """A drop above 0 is a rise; the embedding, which is looked up, stays in float32."""
+    try:
+        evaluator = Evaluator(TinyLM(), get_runtime("openvino"))
+        assert evaluator.reference_metrics["perplexity"] < 9
+    except InputError as error:
+        pytest.skip(str(error))
+    evaluation = evaluator.evaluate(evaluator.prepare(int8_everywhere(evaluator)))
+    assert len(evaluator.graph.layers) == 19
+    blocks = [kernel for kernel in evaluation.kernels if kernel.layer.startswith("blocks.")]
+    assert {kernel.executed for kernel in blocks} == {"int8"}
+    assert evaluation.drop == evaluation.metric - evaluator.reference_metrics["perplexity"]
+    assert 0 < evaluation.drop < 0.2
+    assert evaluation.kl is not None
+    assert 0 < evaluation.kl < 0.02

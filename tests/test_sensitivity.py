@@ -109,7 +109,7 @@ def test_no_error_of_other_layers_enters_the_sqnr() -> None:
 
 def test_sqnr_of_bf16_is_that_of_rounded_inputs_weights_and_outputs() -> None:
     evaluator = tiny.evaluator()
-    reason = evaluator.runtime.refusal(BF16, "Conv")
+    reason = evaluator.runtime.float_refusal(Precision.BF16)
     if reason:
         pytest.skip(reason)
     found = {row.layer: row.sqnr_db for row in analyze(evaluator, [BF16]).rows}

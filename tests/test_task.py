@@ -52,6 +52,9 @@ class Leaves(Whole):
     def __init__(self):
         raise SystemExit("no data")
 
+class Sideways(Whole):
+    higher_is_better = "minimize"
+
 class Wants(Whole):
     def __init__(self, path):
         pass
@@ -107,7 +110,7 @@ def test_what_is_optional_has_a_default(folder: Path) -> None:
     assert task.corruptions() == {}
 
 
-ALL = "Whole, Incomplete, Unnamed, Pairs, NoPairs, Broken, Leaves, Wants"
+ALL = "Whole, Incomplete, Unnamed, Pairs, NoPairs, Broken, Leaves, Sideways, Wants"
 
 
 @pytest.mark.parametrize(
@@ -127,6 +130,10 @@ ALL = "Whole, Incomplete, Unnamed, Pairs, NoPairs, Broken, Leaves, Wants"
         ("task.py:Unnamed", ["Unnamed.primary must name the metric to protect", 'primary = "top1"']),
         ("task.py:Pairs", ["Pairs.rows_per_sample must be a whole number of at least 1", "got '2'"]),
         ("task.py:NoPairs", ["NoPairs.rows_per_sample must be a whole number of at least 1", "got 0"]),
+        (
+            "task.py:Sideways",
+            ["Sideways.higher_is_better must be True or False", "got 'minimize'", "False where a lower"],
+        ),
         ("task.py:Broken", ["Broken(), called without arguments, raised ConnectionError: no route (task.py line "]),
         ("task.py:Leaves", ["Leaves()", "raised SystemExit: no data"]),
         ("task.py:Wants", ["Wants()", "without arguments", "missing 1 required positional argument: 'path'"]),

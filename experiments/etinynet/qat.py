@@ -28,7 +28,7 @@ BATCH = 25
 COPIES = 1
 
 Recipe = tuple[RecipeStep, ...]
-BIAS_CORRECTION = RecipeStep(name="bias_correction")
+ADAROUND, BIAS_CORRECTION = RecipeStep(name="adaround"), RecipeStep(name="bias_correction")
 RECIPES: dict[str, Recipe] = {
     "calibrate (min–max)": (RecipeStep(name="calibrate", params={"activations": "minmax", "weights": "minmax"}),),
     "calibrate": (RecipeStep(name="calibrate"),),
@@ -38,15 +38,8 @@ RECIPES: dict[str, Recipe] = {
         RecipeStep(name="calibrate"),
         BIAS_CORRECTION,
     ),
-    "calibrate (best), adaround": (
-        RecipeStep(name="calibrate", params={"activations": "best"}),
-        RecipeStep(name="adaround"),
-    ),
-    "calibrate, adaround, bias_correction": (
-        RecipeStep(name="calibrate"),
-        RecipeStep(name="adaround"),
-        BIAS_CORRECTION,
-    ),
+    "calibrate, adaround": (RecipeStep(name="calibrate"), ADAROUND),
+    "calibrate (best), adaround": (RecipeStep(name="calibrate", params={"activations": "best"}), ADAROUND),
 }
 TRAINED_FROM = "calibrate, bias_correction"
 

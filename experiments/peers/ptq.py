@@ -75,7 +75,7 @@ class Contest:
         return evaluator.prepare(MixedPrecisionConfig(model=evaluator.fingerprint, schemes=schemes, recipe=recipe))
 
     def _narrowest(self, layer: Layer) -> LayerScheme:
-        refused = self.evaluator.runtime.refusal(INT8, layer.op)
+        refused = self.evaluator.runtime.refusal(INT8, layer)
         return FP32 if refused else INT8
 
     def compiled(self, candidate: Candidate) -> Executable:

@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # the project's root:
 import numpy as np
 
 import mixq
-from experiments.drops import drop_and_interval, primary_metric
+from experiments.drops import drop_and_interval
 from experiments.peers import nncf_peer
 from experiments.peers.ptq import TRAINED, progress
 from experiments.tables import interval, machine_line, markdown, points, publish
@@ -77,7 +77,7 @@ def play(name: str, nncf: Any, max_drop: float, seconds: float | None) -> Match:
     progress(f"{name}: NNCF's accuracy control")
     start = time.perf_counter()
     model = nncf_peer.quantize_within(
-        nncf, evaluator.reference.model, evaluator.data.calibration, search, primary_metric(evaluator.task), max_drop
+        nncf, evaluator.reference.model, evaluator.data.calibration, search, evaluator.primary.of, max_drop
     )
     nncf_s = time.perf_counter() - start
     budget = seconds or max(LEAST_S, nncf_s)

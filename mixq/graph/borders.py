@@ -29,7 +29,7 @@ def find_borders(graph: Graph) -> list[Border]:
         sources = frozenset[str]().union(*(_writers(value, known) for value in node.inputs))
         if node.name in names and is_layer(node):
             layer = names[str(node.name)]
-            read = _writers(node.inputs[0], known)
+            read = frozenset[str]().union(*(_writers(node.inputs[index], known) for index in layer.operands))
             found += [Border(writer, layer.name, math.prod(layer.input_shape)) for writer in sorted(read)]
             sources = frozenset({layer.name})
         known[node] = sources

@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from mixq.errors import InputError
+from mixq.dynamic_axes import DynamicAxes, checked_axes, doubled, halved
+from mixq.errors import InputError, first_line
 from mixq.graph.inference import infer_types
 from mixq.graph.layers import find_layers
 from mixq.graph.model import CompileRun, Graph, Run, serialize
@@ -19,44 +22,51 @@ from mixq.graph.normalize import OPSET, check, normalize, strip
 from mixq.task import Array, Inputs, Outputs
 
 TOLERANCE = 1e-3  # of the largest output: folding and another order of summation stay far below
+_BATCH_ONLY: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
-def capture(source: Any, example: Inputs, compile_run: CompileRun) -> Graph:
+def capture(
+    source: Any, example: Inputs, compile_run: CompileRun, dynamic_axes: Mapping[str, Sequence[int]] = _BATCH_ONLY
+) -> Graph:
     """The graph of `source` (an eval-mode torch.nn.Module or the path of an .onnx file).
 
-    `example`: a few rows of every input, batch first. `compile_run` runs ONNX bytes on the runtime in use. Raises
-    InputError where the source cannot be captured, or where the graph's outputs differ from the original's by more
-    than TOLERANCE, with the difference.
+    `example`: a few rows of every input, batch first. `compile_run` runs ONNX bytes on the runtime in use.
+    `dynamic_axes`: input → axes beside the batch that vary. Raises InputError where the source cannot be captured, or
+    where the graph's outputs differ from the original's by more than TOLERANCE, with the difference.
     """
+    axes = checked_axes("dynamic_axes", dynamic_axes, example)
     if isinstance(source, str | Path):
-        model, original = _from_onnx(Path(source), example, compile_run)
+        model, original = _from_onnx(Path(source), example, compile_run, axes)
     else:
-        model, original = _from_torch(source, example)
+        model, original = _from_torch(source, example, axes)
     model = normalize(model)
-    _free_batch_axis(model)
+    _free_axes(model, axes)
     infer_types(model)
     layers = find_layers(model, {name: value[:1] for name, value in example.items()})
     strip(model)
     check(model)
-    _check_equal(original, compile_run(serialize(model)), example)
+    captured = compile_run(serialize(model))
+    _check_equal(original, captured, example)
+    if any(axes.values()):
+        _check_equal(original, captured, _other_size(original, example, axes))
     return Graph(model, layers)
 
 
-def _from_onnx(path: Path, example: Inputs, compile_run: CompileRun) -> tuple[ir.Model, Run]:
+def _from_onnx(path: Path, example: Inputs, compile_run: CompileRun, axes: DynamicAxes) -> tuple[ir.Model, Run]:
     if not path.is_file():
         raise InputError(f"there is no model file {path}")
     try:
-        model = ir.load(path)
+        model = ir.load(path.resolve())  # of a path without a folder, weights would be read from anywhere
         ir.external_data.load_to_model(model)
     except Exception as error:
         raise InputError(f"{path} cannot be read as ONNX (a missing data file? truncated?): {error}") from error
     _check_names(model, example)
-    _free_batch_axis(model)
+    _free_axes(model, axes)
     infer_types(model)
     return model, compile_run(serialize(model))
 
 
-def _from_torch(module: Any, example: Inputs) -> tuple[ir.Model, Run]:
+def _from_torch(module: Any, example: Inputs, axes: DynamicAxes) -> tuple[ir.Model, Run]:
     import torch
 
     if not isinstance(module, torch.nn.Module):
@@ -64,7 +74,7 @@ def _from_torch(module: Any, example: Inputs) -> tuple[ir.Model, Run]:
     if module.training:
         raise InputError("the model is in training mode; return model.eval()")
     _check_parameters(module, example)
-    model = _exported(module, example)
+    model = _exported(module, example, axes)
     _check_names(model, example)
 
     def original(inputs: Inputs) -> Outputs:
@@ -76,14 +86,17 @@ def _from_torch(module: Any, example: Inputs) -> tuple[ir.Model, Run]:
     return model, original
 
 
-def _exported(module: Any, example: Inputs) -> ir.Model:
+def _exported(module: Any, example: Inputs, axes: DynamicAxes) -> ir.Model:
     import torch
 
-    # Two rows at least: an axis of one would be taken for a constant.
-    rows = {name: torch.from_numpy(np.concatenate([v, v])[:2].copy()) for name, v in example.items()}
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    # A dynamic axis of one would be taken for a constant.
+    two_rows = {name: np.concatenate([value, value])[:2] for name, value in example.items()}
+    ones = {name: tuple(a for a in dynamic if example[name].shape[a] == 1) for name, dynamic in axes.items()}
+    rows = {name: torch.from_numpy(value.copy()) for name, value in doubled(two_rows, ones).items()}
+    dynamic = {name: dict.fromkeys((0, *axes.get(name, ())), torch.export.Dim.DYNAMIC) for name in rows}
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in ("torch.onnx", "onnxscript")}
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own deprecations; nothing that a user can act on
@@ -93,16 +106,18 @@ def _exported(module: Any, example: Inputs) -> ir.Model:
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
-                dynamic_shapes={name: {0: torch.export.Dim.DYNAMIC} for name in rows},
+                dynamic_shapes=dynamic,
             )
     except Exception as error:
-        first = str(error).strip().splitlines() or [type(error).__name__]
+        listed = {name: sorted(found) for name, found in dynamic.items()}
         raise InputError(
-            f"torch.onnx.export cannot capture the model with the inputs {sorted(rows)} and a dynamic batch axis: "
-            f"{first[0]}; the inputs of calibration must be named like the parameters of forward"
+            f"torch.onnx.export cannot capture the model with the inputs and dynamic axes {listed}: "
+            f"{first_line(error)}; the inputs of calibration must be named like the parameters of forward, and forward "
+            "must bear other sizes on those axes"
         ) from error
     finally:
-        logger.setLevel(level)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
     if program is None:
         raise InputError("torch.onnx.export returned no program")
     model: ir.Model = program.model
@@ -132,15 +147,40 @@ def _check_names(model: ir.Model, example: Inputs) -> None:
             )
 
 
-def _free_batch_axis(model: ir.Model) -> None:
-    """Name the first axis of every input; where the file fixed it, the equality check shows if the graph bears it."""
+def _free_axes(model: ir.Model, axes: DynamicAxes) -> None:
+    """Name the batch and the dynamic axes of inputs; `_check_equal` tells if those that a file fixed can vary."""
     for value in model.graph.inputs:
         if value.shape is None or len(value.shape) == 0:
             raise InputError(f"the model's input {value.name!r} has no batch axis")
-        value.shape = ir.Shape(("batch", *list(value.shape)[1:]))
+        dynamic = axes.get(str(value.name), ())
+        if any(axis >= len(value.shape) for axis in dynamic):
+            raise InputError(
+                f"the model's input {value.name!r} has {len(value.shape)} axes; dynamic_axes names {list(dynamic)}"
+            )
+        rest = enumerate(list(value.shape)[1:], 1)
+        named = [f"{value.name}_{a}" if a in dynamic and isinstance(size, int) else size for a, size in rest]
+        value.shape = ir.Shape(("batch", *named))
     for output in model.graph.outputs:
         if output.shape is not None and len(output.shape):
-            output.shape = ir.Shape(("batch", *list(output.shape)[1:]))
+            rest_of = [None] * (len(output.shape) - 1) if any(axes.values()) else list(output.shape)[1:]
+            output.shape = ir.Shape(("batch", *rest_of))
+
+
+def _other_size(original: Run, example: Inputs, axes: DynamicAxes) -> Inputs:
+    """`example` with other sizes on the dynamic axes: twice as long, else half, as the original can bear it."""
+    reasons = []
+    for other in (doubled(example, axes), halved(example, axes)):
+        try:
+            original(other)
+        except Exception as error:
+            shapes = {name: value.shape for name, value in other.items()}
+            reasons.append(f"on {shapes}: {first_line(error)}")
+        else:
+            return other
+    raise InputError(
+        f"the model cannot run other sizes on its dynamic axes, {'; '.join(reasons)}; leave out of dynamic_axes what "
+        "the model fixes"
+    )
 
 
 def _check_equal(original: Run, captured: Run, example: Inputs) -> None:
@@ -149,9 +189,8 @@ def _check_equal(original: Run, captured: Run, example: Inputs) -> None:
         try:
             want, have = original(part), captured(part)
         except Exception as error:
-            first = str(error).strip().splitlines() or [type(error).__name__]
             remedy = "; its batch axis must be dynamic (export it so)" if rows > 1 else ""
-            raise InputError(f"the model cannot run {rows} rows: {first[0]}{remedy}") from error
+            raise InputError(f"the model cannot run {rows} rows: {first_line(error)}{remedy}") from error
         for name, value in want.items():
             if value.shape[:1] != (rows,):
                 raise InputError(

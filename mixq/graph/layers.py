@@ -1,4 +1,7 @@
-"""Which nodes are layers, and their table: names, shapes, parameters, multiply-accumulates, bytes."""
+"""Which nodes are layers, and their table: names, shapes, parameters, multiply-accumulates, bytes.
+
+A layer has a constant weight (Conv, ConvTranspose, Gemm, MatMul; Gather, an embedding), or multiplies two activations.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from mixq.errors import InputError
 from mixq.graph.model import Layer
 from mixq.task import Inputs
 
-LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+MATRIX_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+DOMAINS = ("", "ai.onnx")
 SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -23,7 +27,7 @@ def find_layers(model: ir.Model, example: Inputs) -> tuple[Layer, ...]:
     """
     nodes = [node for node in model.graph if is_layer(node)]
     if not nodes:
-        raise InputError(f"the model has no layer to quantize: no {', '.join(LAYER_OPS)} with a constant weight")
+        raise InputError(f"the model has no layer to quantize: no {', '.join(MATRIX_OPS)} with a constant weight")
     names = _names(nodes)
     for node in model.graph:
         node.name = f"{node.name}_" if node.name in names else node.name
@@ -34,19 +38,57 @@ def find_layers(model: ir.Model, example: Inputs) -> tuple[Layer, ...]:
 
 
 def is_layer(node: ir.Node) -> bool:
+    """Whether the node is any of the layers that there are."""
+    return is_matrix(node) or is_product(node) or is_embedding(node)
+
+
+def is_matrix(node: ir.Node) -> bool:
     """A Conv, ConvTranspose, Gemm or MatMul whose second input, and it alone, is a constant float weight.
 
     A MatMul's weight has two axes: with more, neither runtime has an integer kernel that gives the right values.
     """
-    if node.op_type not in LAYER_OPS or node.domain not in ("", "ai.onnx"):
+    if node.op_type not in MATRIX_OPS or node.domain not in DOMAINS or _is_constant(node, 0):
         return False
-    first, second = node.inputs[0], node.inputs[1]
-    if first is None or second is None or first.is_initializer() or not second.is_initializer():
+    axes = _constant_axes(node, 1)
+    return axes == 2 if node.op_type == "MatMul" else axes >= 2
+
+
+def is_product(node: ir.Node) -> bool:
+    """A MatMul of two float activations, as in attention."""
+    if node.op_type != "MatMul" or node.domain not in DOMAINS:
         return False
-    weight = second.const_value
-    if weight is None or weight.dtype != ir.DataType.FLOAT:
-        return False
-    return len(weight.shape) == 2 if node.op_type == "MatMul" else len(weight.shape) >= 2
+    return not any(_is_constant(node, index) or not _is_float(node, index) for index in (0, 1))
+
+
+def is_embedding(node: ir.Node) -> bool:
+    """A Gather of rows, at indices that are computed, of a constant float table with two axes."""
+    rows = node.op_type == "Gather" and node.domain in DOMAINS and attribute(node, "axis", 0) == 0
+    return rows and _constant_axes(node, 0) == 2 and not _is_constant(node, 1)
+
+
+def _is_constant(node: ir.Node, index: int) -> bool:
+    value = node.inputs[index]
+    return value is None or value.is_initializer()
+
+
+def _is_float(node: ir.Node, index: int) -> bool:
+    value = node.inputs[index]
+    return value is not None and value.dtype in (None, ir.DataType.FLOAT)
+
+
+def _constant_axes(node: ir.Node, index: int) -> int:
+    """The number of axes of a constant float input; 0 where it is none."""
+    value = node.inputs[index]
+    weight = value.const_value if value is not None and value.is_initializer() else None
+    return 0 if weight is None or weight.dtype != ir.DataType.FLOAT else len(weight.shape)
+
+
+RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+def float_only(model: ir.Model) -> dict[str, int]:
+    """Ops with weights that are no layers, and how many: no configuration quantizes them."""
+    return dict(Counter(node.op_type for node in model.graph if node.op_type in RECURRENT))
 
 
 def channel_axis(node: ir.Node) -> int:
@@ -55,9 +97,7 @@ def channel_axis(node: ir.Node) -> int:
         return 0
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB", 0) else 1
-    if node.op_type == "ConvTranspose":
-        return 1
-    return len(_weight(node).shape) - 1
+    return 1
 
 
 def attribute(node: ir.Node, name: str, default: int) -> int:
@@ -65,11 +105,18 @@ def attribute(node: ir.Node, name: str, default: int) -> int:
     return default if found is None else found.as_int()
 
 
-def _weight(node: ir.Node) -> ir.TensorProtocol:
-    value = node.inputs[1]
-    if value is None or value.const_value is None:
-        raise ValueError(f"{node.name} has no weight")
-    return value.const_value
+def weight_of(node: ir.Node) -> ir.Value | None:
+    """The constant that the layer's parameters are; None where it has none."""
+    if is_product(node):
+        return None
+    return node.inputs[0 if node.op_type == "Gather" else 1]
+
+
+def constant_shape(value: ir.Value) -> tuple[int, ...]:
+    """Of a constant."""
+    if value.const_value is None:
+        raise ValueError(f"{value.name} has no value")
+    return tuple(value.const_value.numpy().shape)
 
 
 def _names(nodes: list[ir.Node]) -> list[str]:
@@ -88,7 +135,7 @@ def _name(node: ir.Node) -> str:
     scopes = node.metadata_props.get(SCOPES)
     if scopes is None:
         return node.name or str(node.outputs[0].name)
-    weight = node.inputs[1]
+    weight = weight_of(node)
     name = str(weight.name) if weight is not None else ""
     # A folded batch norm leaves its own path on the node, but not on the weight; a tied weight has one user's name.
     if name.endswith(".weight") and weight is not None and len(weight.consumers()) == 1:
@@ -115,16 +162,17 @@ def row_shapes(model: ir.Model, example: Inputs) -> dict[str, tuple[int, ...]]:
 
 
 def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> Layer:
-    data, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
-    if data is None or weight is None:
+    first, second, output = node.inputs[0], node.inputs[1], node.outputs[0]
+    if first is None or second is None:
         raise ValueError(f"{node.name} lacks an input")
-    bias = _bias(node)
-    weight_shape = _weight(node).numpy().shape
+    data, weight, bias = (second if node.op_type == "Gather" else first), weight_of(node), _bias(node)
+    weight_shape = shapes.get(str(second.name), ()) if weight is None else constant_shape(weight)
     input_shape, output_shape = shapes.get(str(data.name), ()), shapes.get(str(output.name), ())
+    size = 0 if weight is None else math.prod(weight_shape)
     return Layer(
         name=str(node.name),
         op=node.op_type,
-        weight=str(weight.name),
+        weight=None if weight is None else str(weight.name),
         bias=None if bias is None else str(bias.name),
         channel_axis=channel_axis(node),
         input=str(data.name),
@@ -132,8 +180,11 @@ def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> Layer:
         input_shape=input_shape,
         weight_shape=weight_shape,
         output_shape=output_shape,
-        parameters=math.prod(weight_shape) + (_size(bias) if bias is not None else 0),
-        macs=_macs(node.op_type, input_shape, weight_shape, output_shape),
+        parameters=size + (_size(bias) if bias is not None else 0),
+        macs=_macs(node, input_shape, weight_shape, output_shape),
+        other=str(second.name) if weight is None else None,
+        groups=attribute(node, "group", 1),
+        strides=tuple(node.attributes.get_ints("strides", [1] * (len(weight_shape) - 2))),
     )
 
 
@@ -142,16 +193,25 @@ def _bias(node: ir.Node) -> ir.Value | None:
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is None or node.op_type != "Gemm":
         return value
-    shape = None if value.const_value is None else value.const_value.numpy().shape
-    return value if shape == (_weight(node).numpy().shape[channel_axis(node)],) else None
+    weight = node.inputs[1]
+    if value.const_value is None or weight is None:
+        return None
+    return value if constant_shape(value) == (constant_shape(weight)[channel_axis(node)],) else None
 
 
 def _size(value: ir.Value) -> int:
     return value.const_value.size if value.const_value is not None else 0
 
 
-def _macs(op: str, input_shape: tuple[int, ...], weight_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> int:
+def _macs(
+    node: ir.Node, input_shape: tuple[int, ...], weight_shape: tuple[int, ...], output_shape: tuple[int, ...]
+) -> int:
     """Multiply-accumulates for one row: every weight element is used once an output (or input) position."""
+    op = node.op_type
+    if op == "Gather":
+        return 0
+    if is_product(node):
+        return math.prod(output_shape[1:]) * math.prod(input_shape[-1:])
     if op == "Conv":
         return math.prod(output_shape[2:]) * math.prod(weight_shape)
     if op == "ConvTranspose":

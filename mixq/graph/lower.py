@@ -14,6 +14,7 @@ from mixq.graph.plan import Plan
 from mixq.graph.quantize import Parameters, give_own, quantize_activations, quantize_weights
 from mixq.graph.regions import IR_TYPES, float_types, insert_casts, store_as
 from mixq.graph.rewrite import rewrite_on_codes
+from mixq.graph.unpaired import write_unpaired
 
 
 def lower(
@@ -38,6 +39,7 @@ def lower(
     types = float_types(model, config, {name for edges in plan.reads.values() for name, _ in edges})
     quantize_activations(model, plan, parameters.activations)
     quantize_weights(model, graph, plan, parameters, trainable)
+    write_unpaired(model, graph, config, parameters, plan.placement)
     if not trainable:
         rewrite_on_codes(model, plan.rewritten)
     if typed:

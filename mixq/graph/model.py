@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-import onnx
 import onnx_ir as ir
 
 from mixq.errors import InputError
+from mixq.graph import large
 from mixq.task import Array, Inputs, Outputs
 
 Run = Callable[[Inputs], Outputs]
@@ -19,16 +19,19 @@ Run = Callable[[Inputs], Outputs]
 CompileRun = Callable[[bytes], Run]
 """Serialized ONNX → Run; a runtime's compile, handed to what must run graphs but knows no runtime."""
 
-ONNX_LIMIT = 2**31 - 1  # protobuf's limit for one message
-
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One node with a weight. Shapes are those of one row; `macs` multiply-accumulates a row; `bytes` in FP32."""
+    """One node with a weight, or the product of two activations (attention). Shapes are those of one row.
+
+    weight: None where there is none; weight_shape then is that of the second operand, whose name is `other`. input: the
+    tensor that is multiplied; of a Gather, which looks rows of its weight up, their indices. macs: multiply-accumulates
+    a row; bytes: of the parameters in FP32; groups, strides: of a convolution.
+    """
 
     name: str
     op: str
-    weight: str
+    weight: str | None
     bias: str | None
     channel_axis: int
     input: str
@@ -38,10 +41,34 @@ class Layer:
     output_shape: tuple[int, ...]
     parameters: int
     macs: int
+    other: str | None = None
+    groups: int = 1
+    strides: tuple[int, ...] = ()
 
     @property
     def bytes(self) -> int:
         return 4 * self.parameters
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether it is an embedding: a table of weights, of which rows are read and nothing is computed."""
+        return self.op == "Gather"
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether its weight is a matrix that multiplies its input: what recipes and training work on."""
+        return self.weight is not None and not self.looks_up
+
+    @property
+    def weight_index(self) -> int:
+        """The number of the node's input that is the weight."""
+        return 0 if self.looks_up else 1
+
+    @property
+    def operands(self) -> dict[int, str]:
+        """The activations that the layer computes with, by the number of the node's input."""
+        found = {} if self.looks_up else {0: self.input}
+        return found if self.other is None else {**found, 1: self.other}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +86,24 @@ class Graph:
     def layer_names(self) -> list[str]:
         return [layer.name for layer in self.layers]
 
+    @property
+    def computing_names(self) -> list[str]:
+        """The layers that compute with activations: all but embeddings."""
+        return [layer.name for layer in self.layers if layer.operands]
+
+    @property
+    def matrices(self) -> tuple[Layer, ...]:
+        """The layers whose weight multiplies their input."""
+        return tuple(layer for layer in self.layers if layer.multiplies)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (16 digits) over topology and weights."""
         return hashlib.sha256(serialize(self.model)).hexdigest()[:16]
 
-    def weight(self, name: str) -> Array:
-        """The value of the initializer `name`."""
-        tensor = self.model.graph.initializers[name].const_value
+    def weight(self, name: str | None) -> Array:
+        """The value of the initializer `name`. Raises KeyError where there is none, as for a layer without a weight."""
+        tensor = None if name is None else self.model.graph.initializers[name].const_value
         if tensor is None:
             raise KeyError(name)
         return tensor.numpy()
@@ -79,16 +116,15 @@ class Graph:
 
 
 def serialize(model: ir.Model) -> bytes:
-    """The model as one ONNX protobuf. Raises InputError where it is above protobuf's 2 GiB."""
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    if size > ONNX_LIMIT:
-        raise InputError(f"the model holds {size / 2**30:.1f} GiB of weights; above 2 GiB is not supported")
+    """The model as one ONNX protobuf, or as `large.pack` has it where protobuf bears no message of that size."""
+    if large.weight_bytes(model) > large.ONNX_LIMIT:
+        return large.pack(model)
     return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
 def deserialize(data: bytes) -> ir.Model:
     """The inverse of `serialize`."""
-    return ir.from_proto(onnx.load_model_from_string(data))
+    return large.unpack(data)
 
 
 def with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:

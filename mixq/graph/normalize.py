@@ -19,6 +19,7 @@ from onnx_ir.passes.common import (
 )
 
 from mixq.errors import InputError
+from mixq.graph.biases import add_missing_biases
 from mixq.graph.pads import make_pads_explicit
 from mixq.graph.pooling import mean_to_global_average_pool
 
@@ -30,7 +31,8 @@ OLDEST_OPSET = 13
 def normalize(model: ir.Model) -> ir.Model:
     """Opset 21, constants as initializers, batch norm folded into convolutions, unique names.
 
-    Global means become pooling, the pads of transposed convolutions explicit. Changes `model`.
+    Global means become pooling, the pads of transposed convolutions explicit; layers without a bias get one of zeros.
+    Changes `model`.
     """
     _refuse(model)
     for node in model.graph:
@@ -45,6 +47,7 @@ def normalize(model: ir.Model) -> ir.Model:
     make_pads_explicit(model)
     RemoveUnusedNodesPass()(model)
     NameFixPass()(model)
+    add_missing_biases(model)
     model.ir_version = IR_VERSION
     _refuse_bad_weights(model)
     return model

@@ -31,6 +31,9 @@ class Placement:
     gets an output pair where that activation alone follows.
     fused_activations: activations that an integer kernel takes in, so that the pair stands behind them.
     pair_after_transparent: whether a pair is repeated behind each transparent op.
+    no_zero_point: layers whose integer kernel takes no zero point: what they read is s8 where it has negative values.
+    weight_only, weight_only_beside_dynamic, dynamic: the forms (`unpaired.py`) of INT8 layers of these kinds; the
+    second is that of weight-only layers where the network has dynamic ones too.
     rewritten: ops of `transparent` and `integer` that the runtime finds no integer kernel for by itself; they are
     written in a form that it has one for (`rewrite.py`).
     """
@@ -44,4 +47,8 @@ class Placement:
     float_fusions: frozenset[tuple[str, str]] = frozenset()
     fused_activations: frozenset[str] = frozenset({"Relu", "Clip"})
     pair_after_transparent: bool = False
+    no_zero_point: frozenset[str] = frozenset()
     rewritten: frozenset[str] = frozenset()
+    weight_only: str = "folded"
+    weight_only_beside_dynamic: str = "folded"
+    dynamic: str = "integer_product"

@@ -10,7 +10,7 @@ Everything else reads the float tensor.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -25,15 +25,19 @@ class Plan:
     """Where codes are made and who reads them.
 
     groups: tensors that share qparams; reads: for each quantized tensor the edges that read its codes; inputs: for
-    each INT8 layer a quantized tensor whose qparams its input has; outputs: the quantized tensors that the graph gives
-    out as their codes' values; rewritten: nodes to be written in the form that the runtime has integer kernels for.
+    each INT8 layer, by activation that it multiplies, a quantized tensor whose qparams that has; outputs: the quantized
+    tensors that the graph gives out as their codes' values; rewritten: nodes to be written in the form that the runtime
+    has integer kernels for; signed: quantized tensors that are s8 with the zero point 0 where they have negative
+    values; placement: what it was made by.
     """
 
     groups: tuple[tuple[str, ...], ...]
     reads: dict[str, tuple[Edge, ...]]
-    inputs: dict[str, str]
+    inputs: dict[str, tuple[str, ...]]
     outputs: frozenset[str] = frozenset()
     rewritten: frozenset[str] = frozenset()
+    signed: frozenset[str] = frozenset()
+    placement: Placement = field(default_factory=Placement)
 
     @property
     def tensors(self) -> list[str]:
@@ -48,19 +52,26 @@ def make_plan(graph: Graph, int8: Collection[str], placement: Placement) -> Plan
         more = sweep.joinable()
         if not more:
             reads = {tensor: tuple(edges) for tensor, edges in sweep.reads.items()}
-            return Plan(sweep.groups(), reads, sweep.inputs, frozenset(sweep.outputs), frozenset(sweep.rewritten))
+            signed = _signed(sweep, graph, int8, placement)
+            outputs, rewritten = frozenset(sweep.outputs), frozenset(sweep.rewritten)
+            return Plan(sweep.groups(), reads, sweep.inputs, outputs, rewritten, signed, placement)
         joined |= more
+
+
+def _signed(sweep: Sweep, graph: Graph, int8: Collection[str], placement: Placement) -> frozenset[str]:
+    """All tensors that share qparams with the input of a layer whose integer kernel takes no zero point."""
+    layers = [name for name in int8 if graph.by_name[name].op in placement.no_zero_point]
+    inputs = {tensor for name in layers for tensor in sweep.inputs[name]}
+    return frozenset(tensor for group in sweep.groups() if inputs & set(group) for tensor in group)
 
 
 def candidates(graph: Graph, placement: Placement) -> list[str]:
     """Every tensor that some configuration may quantize: what calibration observes."""
     wanted: dict[str, None] = {}
-    for layer in graph.layers:
-        for name in make_plan(graph, [layer.name], placement).tensors:
-            wanted[name] = None
-        wanted[layer.input] = None
-    for name in make_plan(graph, graph.layer_names, placement).tensors:
-        wanted[name] = None
+    for name in graph.computing_names:
+        wanted |= dict.fromkeys(make_plan(graph, [name], placement).tensors)
+        wanted |= dict.fromkeys(graph.by_name[name].operands.values())
+    wanted |= dict.fromkeys(make_plan(graph, graph.computing_names, placement).tensors)
     for node in graph.model.graph:
         wanted |= dict.fromkeys(_demanded(node, placement))
     return list(wanted)

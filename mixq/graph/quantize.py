@@ -1,7 +1,8 @@
 """Writes the INT8 layers of a configuration into a graph as QuantizeLinear/DequantizeLinear pairs.
 
-Activations per tensor, u8, asymmetric; weights per output channel or tensor, s8, symmetric, stored as int8; biases as
-s32 with scale = input scale × weight scale, so that the integer kernels need no further rounding.
+Activations per tensor, u8, asymmetric (s8, symmetric, before kernels that take no zero point); weights per output
+channel or tensor, s8, symmetric, stored as int8; biases as s32 with scale = input scale × weight scale, so that the
+integer kernels need no further rounding.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def quantize_activations(model: ir.Model, plan: Plan, activations: Mapping[str, 
     values, nodes = values_by_name(model), nodes_by_name(model.graph)
     for tensor, edges in plan.reads.items():
         value = values[tensor]
-        pair = _pair(model.graph, value, activations[tensor], np.uint8, tensor)
+        pair = _pair(model.graph, value, *_stored(activations[tensor], signed=tensor in plan.signed), tensor)
         insert_behind(model.graph, value, pair)
         redirect(nodes, edges, pair[1].outputs[0])
         if tensor in plan.outputs:
@@ -48,10 +49,16 @@ def quantize_activations(model: ir.Model, plan: Plan, activations: Mapping[str, 
 def quantize_weights(
     model: ir.Model, graph: Graph, plan: Plan, parameters: Parameters, trainable: Collection[str] = ()
 ) -> None:
-    """Weights of the INT8 layers as int8, biases as int32. Layers in `trainable` keep float ones behind a Q → DQ."""
+    """Weights of the layers that read codes as int8, biases as int32.
+
+    Layers in `trainable` keep float ones behind a QuantizeLinear → DequantizeLinear.
+    """
     nodes = nodes_by_name(model.graph)
-    for name, qparams in parameters.weights.items():
+    for name in plan.inputs:
         layer, node = graph.by_name[name], nodes[name]
+        if layer.weight is None:
+            continue
+        qparams = parameters.weights[name]
         if name in trainable:
             give_own(model, node, 1, constant(node, 1))
             pair = _pair(model.graph, _input(node, 1), qparams, np.int8, f"{name}.weight")
@@ -60,9 +67,16 @@ def quantize_weights(
             if layer.bias is not None:
                 give_own(model, node, 2, constant(node, 2))
             continue
-        _store_weight(model.graph, node, layer, qparams)
+        store_weight(model.graph, node, layer, qparams)
         if layer.bias is not None:
-            _store_bias(model.graph, node, layer, parameters.activations[plan.inputs[name]], qparams)
+            _store_bias(model.graph, node, layer, parameters.activations[plan.inputs[name][0]], qparams)
+
+
+def _stored(qparams: QParams, *, signed: bool) -> tuple[QParams, type[np.integer]]:
+    """A tensor's u8 parameters as they are written: where it may be signed, the zero point 128 as s8's 0."""
+    if signed and qparams.zero_point == affine.MIDDLE:
+        return QParams(qparams.scale, np.zeros_like(qparams.zero_point)), np.int8
+    return qparams, np.uint8
 
 
 def own_name(layer: str, index: int) -> str:
@@ -115,18 +129,22 @@ def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, dtype: type[np.int
 
 def dequantized(graph: ir.Graph, before: ir.Node, codes: Array, qparams: QParams, name: str) -> ir.Value:
     """The value of the constant `codes`, behind a DequantizeLinear that stands before the node `before`."""
-    stored = add_initializer(graph, f"{name}_quantized", codes)
-    scale = add_initializer(graph, scale_name(name), qparams.scale)
-    zero_point = add_initializer(graph, f"{name}_zero_point", qparams.zero_point.astype(codes.dtype))
+    inputs = [
+        add_initializer(graph, f"{name}_quantized", codes),
+        add_initializer(graph, scale_name(name), qparams.scale),
+    ]
+    if codes.dtype != np.int32:  # of these the zero point is 0 by the standard: 4 bytes a channel that nobody needs
+        inputs.append(add_initializer(graph, f"{name}_zero_point", qparams.zero_point.astype(codes.dtype)))
     attributes = {} if qparams.axis is None else {"axis": qparams.axis}
-    back = ir.node("DequantizeLinear", [stored, scale, zero_point], attributes, name=pair_name(name))
+    back = ir.node("DequantizeLinear", inputs, attributes, name=pair_name(name))
     back.outputs[0].name = f"{name}_dequantized"
     back.outputs[0].type, back.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(codes.shape)
     graph.insert_before(before, back)
     return back.outputs[0]
 
 
-def _store_weight(graph: ir.Graph, node: ir.Node, layer: Layer, qparams: QParams) -> None:
+def store_weight(graph: ir.Graph, node: ir.Node, layer: Layer, qparams: QParams) -> None:
+    """Let the layer read its weight as int8 behind a DequantizeLinear."""
     codes = affine.quantize(constant(node, 1), qparams, affine.S8)
     node.replace_input_with(1, dequantized(graph, node, codes, qparams, f"{layer.name}.weight"))
 

@@ -6,13 +6,18 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
-from mixq.graph.layers import is_layer
+from mixq.graph.layers import is_layer, is_product
 from mixq.graph.placement import Placement
 
 
 def data_inputs(node: ir.Node) -> list[ir.Value | None]:
     """The inputs whose values a transparent op hands on."""
     return list(node.inputs) if node.op_type == "Concat" else [node.inputs[0]]
+
+
+def layer_operands(node: ir.Node) -> list[ir.Value | None]:
+    """The activations that an INT8 layer multiplies."""
+    return list(node.inputs[:2]) if is_product(node) else [node.inputs[0]]
 
 
 def operands(node: ir.Node) -> list[ir.Value | None]:

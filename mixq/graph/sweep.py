@@ -13,6 +13,7 @@ from mixq.graph.readers import (
     feeds_layer,
     is_constant,
     keeps_codes,
+    layer_operands,
     operands,
     wants_output_pair,
 )
@@ -34,12 +35,12 @@ class Sweep:
         self._coded = coded(model, int8, placement)
         self._moving: dict[ir.Node, bool] = {}
         self.reads: dict[str, dict[Edge, None]] = {}
-        self.inputs: dict[str, str] = {}
+        self.inputs: dict[str, tuple[str, ...]] = {}
         self.outputs: set[str] = set()
         self.rewritten: set[str] = set()
         layers = [node for node in model.graph if node.name in int8]
         for node in layers:
-            self._quantize_input(node)
+            self._quantize_inputs(node)
         for node in layers:
             if wants_output_pair(node, placement):
                 self._quantize_output(node)
@@ -89,10 +90,13 @@ class Sweep:
             groups.setdefault(self._leader(tensor), []).append(tensor)
         return tuple(tuple(group) for group in groups.values())
 
-    def _quantize_input(self, node: ir.Node) -> None:
-        value = node.inputs[0]
-        if value is not None:
-            self.inputs[str(node.name)] = self._quantize(value, (str(node.name), 0))
+    def _quantize_inputs(self, node: ir.Node) -> None:
+        found = [
+            self._quantize(value, (str(node.name), index))
+            for index, value in enumerate(layer_operands(node))
+            if value is not None
+        ]
+        self.inputs[str(node.name)] = tuple(found)
 
     def _quantize_output(self, node: ir.Node) -> None:
         """A pair that everyone reads behind: with a float reader left, the kernel would stay float."""
@@ -159,7 +163,7 @@ class Sweep:
 
     def _takes_codes(self, node: ir.Node, index: int) -> bool:
         if node.name in self._int8:
-            return index == 0
+            return index < len(layer_operands(node))
         if node.name in self._joined:
             return True
         return self._moves_up(node)

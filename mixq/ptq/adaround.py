@@ -3,7 +3,8 @@
 The problem is that of AdaRound (Nagel et al. 2020, equation 13): of all roundings up or down, the one of least squared
 error at the layer's output, here against the layer's real quantized input. Its objective is a quadratic form in the
 inputs' second moments; instead of a relaxed problem by gradients, coordinate descent lowers it weight by weight, to a
-point where no single flip helps.
+point where no single flip helps. A layer's bias takes the mean of the error, so that rounding has only to mind what
+varies: the moments are about the means then.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mixq import affine
+from mixq.ptq.matrix import LayerMatrix
 from mixq.ptq.moments import Moments, collect_moments, in_parts, joined, matrices_of
 from mixq.ptq.networks import Walk
 from mixq.ptq.state import Material, Prepared
@@ -36,20 +38,43 @@ class AdaRound:
             raise ValueError("sweeps must be at least 1, drift and shrinkage from 0 to 1")
 
     def apply(self, prepared: Prepared, material: Material) -> Prepared:
-        """`prepared` with weights that are their codes' values."""
-        names = prepared.graph.layer_names
+        """`prepared` with weights that are their codes' values, and the biases that go with them."""
+        names = [layer.name for layer in prepared.graph.matrices]
         walk = Walk(prepared.graph, material)
-        matrices = matrices_of(prepared.graph, prepared.graph.layers)
+        matrices = matrices_of(prepared.graph, prepared.graph.matrices)
         for name in material.told(names, "rounding layer"):  # one by one: each sees what the ones before it really give
             layer, matrix = prepared.graph.by_name[name], matrices[name]
             moments = collect_moments(walk.inputs(prepared, layer), matrix, material)
-            weight = matrix.rows(prepared.graph.weight(layer.weight)).astype(np.float64)
-            scale = matrix.by_row(prepared.weight_qparams(name).scale).astype(np.float64)
-            wanted = in_parts((weight / scale).transpose(1, 0, 2)).transpose(1, 0, 2)
-            codes = joined(self._codes(wanted, moments).transpose(1, 0, 2), weight.shape[-1]).transpose(1, 0, 2)
-            rounded = matrix.weight((codes * scale).astype(np.float32))
-            prepared = replace(prepared, values={**prepared.values, (name, 1): rounded})
+            found = self._weight_and_bias(prepared, matrix, moments)
+            prepared = replace(prepared, values={**prepared.values, **found})
         return prepared
+
+    def _weight_and_bias(
+        self, prepared: Prepared, matrix: LayerMatrix, moments: Moments
+    ) -> dict[tuple[str, int], Array]:
+        """By (layer, input index). A layer's bias takes the mean of its error, its weight's codes what is left."""
+        layer, graph = matrix.layer, prepared.graph
+        weight = matrix.rows(graph.weight(layer.weight)).astype(np.float64)
+        scale = matrix.by_row(prepared.weight_qparams(layer.name).scale).astype(np.float64)
+        biased = layer.bias is not None and matrix.gain != 0
+        codes = self._rounded(weight / scale, moments.central() if biased else moments)
+        values = {(layer.name, 1): matrix.weight((codes * scale).astype(np.float32))}
+        if biased:
+            own = graph.weight(str(layer.bias))
+            change = matrix.gain * self._mean_error(weight, codes * scale, moments)
+            values[layer.name, 2] = (own + change.reshape(own.shape)).astype(np.float32)
+        return values
+
+    def _mean_error(self, weight: Array, rounded: Array, moments: Moments) -> Array:
+        """(w − ŵ) E x̂ + w E (x − x̂), of which `drift` is taken: (groups, rows, 1)."""
+        q, x = (joined(total / moments.count, weight.shape[-1])[..., None] for total in (moments.q, moments.x))
+        mean: Array = (weight - rounded) @ q + self.drift * weight @ (x - q)
+        return mean
+
+    def _rounded(self, wanted: Array, moments: Moments) -> Array:
+        """`wanted` (groups, rows, columns) as codes; in parts where it has many columns."""
+        parts = in_parts(wanted.transpose(1, 0, 2)).transpose(1, 0, 2)
+        return joined(self._codes(parts, moments).transpose(1, 0, 2), wanted.shape[-1]).transpose(1, 0, 2)
 
     def _codes(self, wanted: Array, moments: Moments) -> Array:
         """Codes, in the shape of the weight ÷ scale `wanted` (groups × parts, rows, columns).

@@ -18,17 +18,18 @@ from mixq.task import Array
 
 @dataclass(frozen=True)
 class BiasCorrection:
-    """Layers without a bias are left as they are."""
+    """Of layers that have one; where AdaRound has rounded, the bias goes with the codes, and is left as it is."""
 
     def apply(self, prepared: Prepared, material: Material) -> Prepared:
         """`prepared` with corrected biases."""
         values: dict[tuple[str, int], Array] = {}
-        biased = [layer for layer in prepared.graph.layers if layer.bias is not None]
-        for layers in in_turn(biased, material, len(biased)):
-            means = mean_columns(prepared, material, layers)
-            for name, matrix in matrices_of(prepared.graph, layers).items():
+        layers = [layer for layer in prepared.graph.layers if (layer.name, 1) not in prepared.values]
+        biased = [layer for layer in layers if layer.bias is not None]
+        for part in in_turn(biased, material, len(biased)):
+            means = mean_columns(prepared, material, part)
+            for name, matrix in matrices_of(prepared.graph, part).items():
                 layer = prepared.graph.by_name[name]
-                lost = matrix.rows(prepared.graph.weight(layer.weight) - prepared.rounded(name))
+                lost = matrix.rows(prepared.own_weight(name) - prepared.rounded(name))
                 change = matrix.gain * lost @ means[name][..., None]
                 own = prepared.graph.weight(str(layer.bias))
                 values[name, 2] = (own + change.reshape(own.shape)).astype(np.float32)

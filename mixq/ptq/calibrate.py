@@ -40,7 +40,8 @@ class Calibrate:
             ranges = best_ranges(prepared, material)
         else:
             ranges = observed_ranges(prepared, self.activations)
-        magnitudes = {layer.name: self._magnitude(prepared, layer) for layer in prepared.graph.layers}
+        weighted = [layer for layer in prepared.graph.layers if layer.weight is not None]
+        magnitudes = {layer.name: self._magnitude(prepared, layer) for layer in weighted}
         return replace(prepared, ranges=ranges, magnitudes=magnitudes)
 
     def _magnitude(self, prepared: Prepared, layer: Layer) -> Array:
@@ -51,6 +52,7 @@ class Calibrate:
         return WEIGHT_SCALES[self.weights](channels.astype(np.float64))
 
 
+MOST_VALUES = 2**13
 GRANULARITIES = ("channel", "tensor")
 
 
@@ -59,8 +61,12 @@ def _largest(channels: Array) -> Array:
 
 
 def _least_squared_error(channels: Array) -> Array:
-    """Of 40 fractions of the largest magnitude, the one with the least rounding and clipping error, a channel."""
+    """Of 40 fractions of the largest magnitude, the one with the least rounding and clipping error, a channel.
+
+    Of a channel with very many values (an embedding's), at every n-th of them.
+    """
     largest = _largest(channels)
+    channels = channels[:, :: max(1, channels.shape[1] // MOST_VALUES)]
     best, best_error = largest, np.full(len(channels), np.inf)
     for fraction in np.linspace(1.0, 0.5, 40):
         scale = np.maximum(largest * fraction / affine.S8[1], affine.SMALLEST_SCALE)[:, None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -28,11 +28,13 @@ MOST_BYTES = 2**28  # of the activations of one batch that are held at a time
 
 @dataclass
 class Moments:
-    """Of x (FP32) and x̂ (INT8), by group of the layer: sums over `count` samples of x̂ x̂ᵀ and x x̂ᵀ."""
+    """Of x (FP32) and x̂ (INT8), by group of the layer: sums over `count` samples of x̂ x̂ᵀ, x x̂ᵀ, x̂ and x."""
 
     count: int = 0
     qq: Array = field(default_factory=lambda: np.zeros(()))
     xq: Array = field(default_factory=lambda: np.zeros(()))
+    q: Array = field(default_factory=lambda: np.zeros(()))
+    x: Array = field(default_factory=lambda: np.zeros(()))
 
     def update(self, x: Array, q: Array) -> None:
         """Add samples of shape (samples, groups, columns)."""
@@ -40,6 +42,13 @@ class Moments:
         self.count += len(x)
         self.xq = self.xq + np.matmul(left, right)
         self.qq = self.qq + np.matmul(q.transpose(1, 2, 0), right)
+        self.q = self.q + q.sum(0, dtype=np.float64)
+        self.x = self.x + x.sum(0, dtype=np.float64)
+
+    def central(self) -> Moments:
+        """The same about the means: of the errors of a layer whose bias takes care of their mean."""
+        mean = self.q[..., None, :] / self.count
+        return replace(self, qq=self.qq - self.q[..., None] * mean, xq=self.xq - self.x[..., None] * mean)
 
 
 def in_turn(layers: Sequence[Layer], material: Material, most: int) -> Iterator[list[Layer]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from mixq.config import LayerScheme, Precision, uniform
+from mixq.config import LayerScheme, MixedPrecisionConfig, Precision
 from mixq.graph.cut import Cut, find_cuts, tail
 from mixq.graph.edit import nodes_by_name
 from mixq.graph.layers import row_shapes
@@ -17,7 +17,7 @@ from mixq.ptq.parameters import parameters
 from mixq.ptq.state import Material, Prepared
 from mixq.task import Array, Inputs, Outputs
 
-INT8 = LayerScheme(precision=Precision.INT8)
+FP32, INT8 = LayerScheme(precision=Precision.FP32), LayerScheme(precision=Precision.INT8)
 MOST_BYTES = 2**28  # of the values at a cut, over all batches
 
 
@@ -33,11 +33,13 @@ def int8_inputs(prepared: Prepared, material: Material, layers: Sequence[Layer])
 
 
 def int8_model(prepared: Prepared, material: Material) -> ir.Model:
-    """The network with every layer in INT8."""
+    """The network with every layer that computes in INT8."""
     graph = prepared.graph
-    plan = make_plan(graph, graph.layer_names, material.placement)
-    config = uniform(graph.fingerprint, graph.layer_names, INT8)
-    return lower(graph, config, plan, parameters(prepared, plan, graph.layer_names))
+    int8 = graph.computing_names
+    plan = make_plan(graph, int8, material.placement)
+    schemes = {**dict.fromkeys(graph.layer_names, FP32), **dict.fromkeys(int8, INT8)}
+    config = MixedPrecisionConfig(model=graph.fingerprint, schemes=schemes)
+    return lower(graph, config, plan, parameters(prepared, plan, int8))
 
 
 class Walk:

@@ -45,11 +45,11 @@ def observed_ranges(prepared: Prepared, observer: str) -> dict[str, Range]:
 def _readers(prepared: Prepared, material: Material) -> dict[str, list[Group]]:
     """By layer, the groups of tensors that its input may be quantized with: as in a network of INT8, and alone."""
     graph = prepared.graph
-    plan = make_plan(graph, graph.layer_names, material.placement)
+    plan = make_plan(graph, graph.computing_names, material.placement)
     group_of = {tensor: group for group in plan.groups for tensor in group}
     found = {}
-    for layer in graph.layers:
-        together = group_of[plan.inputs[layer.name]]
+    for layer in graph.matrices:
+        together = group_of[plan.inputs[layer.name][0]]
         alone = () if layer.input in together else ((layer.input,),)
         found[layer.name] = [together, *alone]
     return found
@@ -64,7 +64,7 @@ def _output_errors(
     """By group and observer: the relative squared error at the outputs of the layers that read it, summed."""
     found: dict[Group, dict[str, float]] = {}
     most = max(1, SAMPLES // len(material.batches))
-    for layers in in_turn(prepared.graph.layers, material, AT_ONCE):
+    for layers in in_turn(prepared.graph.matrices, material, AT_ONCE):
         matrices = matrices_of(prepared.graph, layers)
         run = float_inputs(prepared.graph, material, layers)
         noise: dict[tuple[str, Group, str], float] = {}

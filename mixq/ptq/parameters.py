@@ -14,7 +14,7 @@ from mixq.ptq.state import Prepared
 
 
 def parameters(prepared: Prepared, plan: Plan, layers: Iterable[str]) -> Parameters:
-    """Finished parameters of the INT8 layers `layers`, where their pairs stand as in `plan`.
+    """Finished parameters of the INT8 layers `layers`, those of them that read codes where their pairs stand in `plan`.
 
     All tensors of a group have the qparams of the hull of their ranges. Weights are s8, their scales widened where the
     bias would leave 32 bits in units of input scale × weight scale.
@@ -22,14 +22,17 @@ def parameters(prepared: Prepared, plan: Plan, layers: Iterable[str]) -> Paramet
     activations: dict[str, QParams] = {}
     for group in plan.groups:
         ranges = [prepared.ranges[name] for name in group]
-        qparams = affine.asymmetric(min(low for low, _ in ranges), max(high for _, high in ranges))
+        codes = affine.even if plan.signed & set(group) else affine.asymmetric
+        qparams = codes(min(low for low, _ in ranges), max(high for _, high in ranges))
         activations |= dict.fromkeys(group, qparams)
     weights = {}
     for name in layers:
+        if prepared.graph.by_name[name].weight is None:
+            continue
         magnitude, bias = prepared.magnitudes[name], prepared.bias(name)
-        if bias is not None and (magnitude.ndim == 0 or bias.shape == magnitude.shape):
+        if bias is not None and name in plan.inputs and (magnitude.ndim == 0 or bias.shape == magnitude.shape):
             most = np.abs(bias).max() if magnitude.ndim == 0 else bias
-            magnitude = affine.with_room_for_bias(magnitude, most, activations[plan.inputs[name]].scale)
+            magnitude = affine.with_room_for_bias(magnitude, most, activations[plan.inputs[name][0]].scale)
         weights[name] = prepared.qparams_of(name, magnitude)
     values = {key: value for key, value in prepared.values.items() if key[0] in weights}
     return Parameters(activations, weights, values)

@@ -13,7 +13,7 @@ from mixq.ptq.equalize import Equalize
 from mixq.ptq.state import Step
 
 # equalize changes weights in FP32, so it comes first; calibrate needs the final FP32 weights, adaround the scales;
-# bias_correction needs the final codes, and mends what is left of the mean error.
+# bias_correction needs the final codes, and mends the mean error of layers that adaround has not rounded.
 STEPS: dict[str, type[Step]] = {
     "equalize": Equalize,
     "calibrate": Calibrate,

@@ -33,9 +33,14 @@ class Prepared:
     magnitudes: Mapping[str, Array] = field(default_factory=dict)
     values: Mapping[tuple[str, int], Array] = field(default_factory=dict)
 
+    def own_weight(self, layer: str) -> Array:
+        """The weight that the layer has in FP32."""
+        return self.graph.weight(self.graph.by_name[layer].weight)
+
     def weight(self, layer: str) -> Array:
         """The weight that the layer has in INT8, rounded or not yet."""
-        return self._value(layer, 1, self.graph.by_name[layer].weight)
+        found = self.graph.by_name[layer]
+        return self._value(layer, found.weight_index, found.weight)
 
     def weight_qparams(self, layer: str) -> QParams:
         """The qparams of the layer's weight."""
@@ -53,7 +58,7 @@ class Prepared:
         name = self.graph.by_name[layer].bias
         return None if name is None else self._value(layer, 2, name)
 
-    def _value(self, layer: str, index: int, initializer: str) -> Array:
+    def _value(self, layer: str, index: int, initializer: str | None) -> Array:
         found = self.values.get((layer, index))
         return self.graph.weight(initializer) if found is None else found
 

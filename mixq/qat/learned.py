@@ -115,13 +115,13 @@ def _output_size(graph: Graph, plan: Plan, parameters: Parameters, layer: str) -
     """About what a layer's outputs are: its weights times a middling input, from the scale of its codes."""
     weight = _start(graph, parameters, layer, 1)
     inputs = weight.size / weight.shape[graph.by_name[layer].channel_axis]
-    return math.sqrt(inputs) * _size(weight) * MIDDLING * float(parameters.activations[plan.inputs[layer]].scale)
+    return math.sqrt(inputs) * _size(weight) * MIDDLING * float(parameters.activations[plan.inputs[layer][0]].scale)
 
 
 def _start(graph: Graph, parameters: Parameters, layer: str, index: int) -> Array:
     """The weight (1) or bias (2) that training starts from."""
     found = parameters.values.get((layer, index))
-    name = graph.by_name[layer].weight if index == 1 else str(graph.by_name[layer].bias)
+    name = graph.by_name[layer].weight if index == 1 else graph.by_name[layer].bias
     return graph.weight(name) if found is None else found
 
 
@@ -137,7 +137,7 @@ def _own_groups(plan: Plan, layers: Collection[str], int8: Collection[str]) -> l
 
 def readers(group: Collection[str], plan: Plan, int8: Collection[str]) -> set[str]:
     """The INT8 layers that read a tensor of the group."""
-    return {layer for layer in int8 if plan.inputs[layer] in group}
+    return {layer for layer in int8 if not set(group).isdisjoint(plan.inputs[layer])}
 
 
 def _range(scale: float, zero_point: int) -> tuple[float, float]:

@@ -79,7 +79,7 @@ class Trainer:
         if not settings.bank:
             return untrained
         bank = self._bank(config, progress)
-        return merged(untrained, bank, self._plan(config), config.qat_layers, config.layers_with(Precision.INT8))
+        return merged(untrained, bank, self._plan(config), config.qat_layers, config.static_layers)
 
     def trained(
         self, config: MixedPrecisionConfig, progress: Progress | None = None, look: Look | None = None
@@ -126,8 +126,8 @@ class Trainer:
         self, config: MixedPrecisionConfig, start: Prepared, settings: Training, skips: bool = False
     ) -> tuple[Course, Callable[[], Prepared]]:
         """The course of a configuration's QAT layers from `start`, and a way to see what it has made of it."""
-        graph, plan, int8 = start.graph, self._plan(config), config.layers_with(Precision.INT8)
-        given = parameters(start, plan, int8)
+        graph, plan, int8 = start.graph, self._plan(config), config.static_layers
+        given = parameters(start, plan, config.layers_with(Precision.INT8))
         what = learned(graph, plan, config.qat_layers, int8, scales=settings.scales)
         model = lower(graph, config, plan, given, typed=self._typed(config), trainable=config.qat_layers)
         twin = Twin(model, what.names, what.tied)
@@ -188,7 +188,7 @@ class Trainer:
 
     def _plan(self, config: MixedPrecisionConfig) -> Plan:
         graph = self._quantizer.prepared(config.recipe).graph
-        return make_plan(graph, config.layers_with(Precision.INT8), self._placement)
+        return make_plan(graph, config.static_layers, self._placement)
 
 
 def _settings(config: MixedPrecisionConfig) -> Training:

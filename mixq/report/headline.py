@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mixq.drop import metric_label
 from mixq.report.markup import Markup, el, join, number, size_text
 from mixq.report.tables import is_fp32
 from mixq.searcher.trial import Trial
@@ -15,7 +16,7 @@ def headline(summary: Mapping[str, Any], best: Trial | None) -> Markup:
     if best is None or best.evaluation is None:
         verdict = "No configuration met the constraints: the FP32 model is the answer."
         return el("section", el("p", verdict, class_="verdict none"), _limits(summary))
-    e, primary = best.evaluation, summary.get("primary", "the metric")
+    e, primary = best.evaluation, metric_name(summary)
     if is_fp32(best):
         verdict = join("Nothing that met the constraints beat FP32: the FP32 model is the answer.")
     else:
@@ -40,12 +41,17 @@ def headline(summary: Mapping[str, Any], best: Trial | None) -> Markup:
     return el("section", el("p", verdict, class_="verdict"), el("div", *cards, class_="cards"), _limits(summary))
 
 
+def metric_name(summary: Mapping[str, Any]) -> str:
+    """The primary metric, with its direction where lower is better."""
+    return metric_label(str(summary.get("primary", "the metric")), bool(summary.get("higher_is_better", True)))
+
+
 def _card(name: str, value: str, note: str) -> Markup:
     parts = (el("div", name, class_="name"), el("div", value, class_="value"), el("div", note, class_="note"))
     return el("div", *parts, class_="card")
 
 
-def _holdout_card(primary: object, holdout: Mapping[str, Any] | None) -> Markup:
+def _holdout_card(primary: str, holdout: Mapping[str, Any] | None) -> Markup:
     if not holdout:
         return _card("drop, holdout split", "–", "not measured")
     low, high = holdout.get("drop_interval") or (None, None)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mixq import atomic
 from mixq.report import plots
-from mixq.report.headline import headline, warnings
+from mixq.report.headline import headline, metric_name, warnings
 from mixq.report.markup import Markup, el, image, join, number, size_text, table
 from mixq.report.opening import how_to_open
 from mixq.report.style import CSS
@@ -64,7 +64,7 @@ HEAD = (
 
 def _front(summary: Summary, trials: Sequence[Trial], best: Trial | None) -> Markup:
     limit = (summary.get("constraints") or {}).get("max_drop")
-    figure = plots.pareto_figure(trials, best, str(summary.get("primary", "metric")), limit)
+    figure = plots.pareto_figure(trials, best, metric_name(summary), limit)
     return el("section", el("h2", "What a drop buys"), image(plots.svg(figure), "Speed-up over drop of every trial"))
 
 
@@ -154,7 +154,7 @@ def _robustness(summary: Summary) -> Markup:
         el("tr", el("td", name), *(el("td", number(values.get(name)), class_="n") for values in found.values()))
         for name in names
     ]
-    said = f"{summary.get('primary', 'The metric')} on the search split, its inputs corrupted."
+    said = f"The table gives {metric_name(summary)} on the search split, its inputs corrupted."
     return el("section", el("h2", "Robustness"), el("p", said), table(("corruption", *found), lines, tuple(found)))
 
 

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SCHEME_COLOURS = {"int8": "#1b7f5c", "int8-qat": "#7a4fb5", "bf16": "#2f6fb0", "fp16": "#c98a16", "fp32": "#6b7280"}
+SCHEME_COLOURS = {
+    "int8": "#1b7f5c",
+    "int8-qat": "#7a4fb5",
+    "int8-dynamic": "#5aa88a",
+    "int8-weight_only": "#a3c9b8",
+    "bf16": "#2f6fb0",
+    "fp16": "#c98a16",
+    "fp32": "#6b7280",
+}
 OTHER_COLOURS = ("#b3446c", "#4a8b8b", "#8a6d3b", "#555b9a")
 BEST, LIMIT, INK = "#c8102e", "#b45309", "#374151"
 LONGEST_LABEL = 44

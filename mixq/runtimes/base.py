@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mixq.config import LayerScheme, MixedPrecisionConfig, Precision
+from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision, Stage
 from mixq.graph.model import Layer
 from mixq.graph.placement import Placement
 from mixq.task import Inputs, Outputs
@@ -72,13 +72,26 @@ class Runtime(ABC):
     def version(self) -> str:
         """The engine's version."""
 
-    @abstractmethod
-    def refusal(self, scheme: LayerScheme, op: str) -> str | None:
-        """Why a layer of this ONNX op cannot have this scheme here; None where it can."""
+    def refusal(self, scheme: LayerScheme, layer: Layer) -> str | None:
+        """Why `layer` cannot have this scheme here; None where it can."""
+        if scheme.precision is Precision.INT8:
+            return _meaningless(scheme, layer) or self.int8_refusal(scheme.activation, layer)
+        return self.float_refusal(scheme.precision)
 
     @abstractmethod
-    def expected(self, precision: Precision) -> str:
-        """The precision that a layer asked to be `precision` executes in on this CPU, e.g. fp32 for fp16."""
+    def float_refusal(self, precision: Precision) -> str | None:
+        """Why nothing can be computed in this float type here."""
+
+    @abstractmethod
+    def int8_refusal(self, activation: Activation, layer: Layer) -> str | None:
+        """Why `layer`, for which this kind of activation has a meaning, cannot be INT8 with it here."""
+
+    @abstractmethod
+    def expected(self, scheme: LayerScheme, layer: Layer, config: MixedPrecisionConfig) -> str:
+        """The precision that `layer`, with this scheme in `config`, executes in on this CPU, e.g. fp32 for fp16.
+
+        Of an embedding whose rows are codes: int8.
+        """
 
     @abstractmethod
     def options(self, config: MixedPrecisionConfig) -> Mapping[str, str]:
@@ -91,3 +104,14 @@ class Runtime(ABC):
     @abstractmethod
     def compile(self, model: bytes, threads: int, options: Mapping[str, str] | None = None) -> Executable:
         """Compile serialized ONNX. Raises InputError where the engine refuses the model or an option."""
+
+
+def _meaningless(scheme: LayerScheme, layer: Layer) -> str | None:
+    """Why an INT8 scheme says nothing about a layer, whatever the runtime."""
+    if layer.looks_up and scheme.activation is not Activation.WEIGHT_ONLY:
+        return "an embedding computes nothing that could be quantized but its weight; its INT8 is weight_only"
+    if layer.weight is None and scheme.activation is Activation.WEIGHT_ONLY:
+        return "a product of two activations has no weight"
+    if layer.weight is None and scheme.stage is Stage.QAT:
+        return "a product of two activations has nothing to train"
+    return None

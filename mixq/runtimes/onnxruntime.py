@@ -12,6 +12,7 @@ import onnxruntime
 
 from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision
 from mixq.errors import InputError
+from mixq.graph import large
 from mixq.graph.model import Layer
 from mixq.graph.placement import VALUE_PRESERVING, Placement
 from mixq.runtimes.base import Audit, Executable, Runtime
@@ -83,18 +84,25 @@ class OnnxRuntime(Runtime):
     def version(self) -> str:
         return str(onnxruntime.__version__)
 
-    def refusal(self, scheme: LayerScheme, op: str) -> str | None:
-        if scheme.activation is not Activation.STATIC:
-            return f"{scheme.activation} INT8 activations are not lowered for ONNX Runtime yet"
-        if scheme.precision is Precision.INT8 and op not in INTEGER_LAYERS:
-            return f"ONNX Runtime's CPU provider has no integer kernel for {op}"
-        return REFUSED.get(scheme.precision)
+    def float_refusal(self, precision: Precision) -> str | None:
+        return REFUSED.get(precision)
 
-    def expected(self, precision: Precision) -> str:
-        return "fp32" if precision in REFUSED else precision.value
+    def int8_refusal(self, activation: Activation, layer: Layer) -> str | None:
+        if activation is Activation.WEIGHT_ONLY:
+            return None
+        if layer.op not in INTEGER_LAYERS:
+            return f"ONNX Runtime's CPU provider has no integer kernel for {layer.op}"
+        if activation is Activation.DYNAMIC and layer.op == "Conv":
+            return "ONNX Runtime's ConvInteger takes several times as long as its float Conv"
+        return None
+
+    def expected(self, scheme: LayerScheme, layer: Layer, config: MixedPrecisionConfig) -> str:
+        if scheme.precision in REFUSED or (scheme.activation is Activation.WEIGHT_ONLY and not layer.looks_up):
+            return "fp32"
+        return scheme.precision.value
 
     def options(self, config: MixedPrecisionConfig) -> Mapping[str, str]:
-        mixed = 0 < len(config.layers_with(Precision.INT8)) < len(config.schemes)
+        mixed = 0 < len(config.static_layers) < len(config.schemes)
         return {DISABLED: FOR_MIXES} if mixed else {}
 
     def typed(self, config: MixedPrecisionConfig) -> bool:
@@ -132,6 +140,8 @@ class _Session(Executable):
         with TemporaryDirectory(prefix="mixq-") as folder:
             options = _session_options(self._threads, self._entries)
             options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+            if large.split(self._model)[1] is not None:
+                options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
             session = _open(self._model, options)
@@ -139,7 +149,7 @@ class _Session(Executable):
                 _guarded(inputs, lambda: session.run(self._names, _contiguous(inputs)))
             optimized = Path(options.optimized_model_filepath)
             nodes, count = executed_nodes(optimized, Path(session.end_profiling())), conversion_count(optimized)
-        return Audit(tuple(kernels(layers, nodes, self._model)), count)
+        return Audit(tuple(kernels(layers, nodes, large.split(self._model)[0])), count)
 
 
 def _session_options(threads: int, entries: Mapping[str, str]) -> Any:
@@ -157,7 +167,11 @@ def _session_options(threads: int, entries: Mapping[str, str]) -> Any:
 
 def _open(model: bytes, options: Any) -> Any:
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        if large.split(model)[1] is None:
+            return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        with TemporaryDirectory(prefix="mixq-") as folder:  # what is mapped from its files outlives them
+            path = str(large.write(model, Path(folder)))
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base but this
         raise InputError(f"ONNX Runtime refuses the model: {_first_line(error)}") from error
 

@@ -30,6 +30,7 @@ INTEGER = frozenset(
     }
 )
 FLOAT = frozenset({"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
+LOOK_UP = "Gather"
 BLOCKED = "_nchwc"  # a kernel in the blocked layout is named for the tensor that it gives out
 
 
@@ -58,7 +59,7 @@ def executed_nodes(optimized: Path, profile: Path) -> list[Node]:
             statistics.median(times[node.name]) if node.name in times else None,
         )
         for node in onnx.load(str(optimized), load_external_data=False).graph.node
-        if node.op_type in INTEGER | FLOAT
+        if node.op_type in INTEGER | FLOAT | {LOOK_UP}
     ]
 
 
@@ -89,15 +90,17 @@ def kernels(layers: Sequence[Layer], nodes: Sequence[Node], model: bytes) -> lis
 def _kernel(layer: Layer, node: Node | None) -> Kernel:
     if node is None:
         return Kernel(layer.name, "unknown", "not in the executed graph")
-    executed = "int8" if node.op in INTEGER else "fp32"
+    codes = node.op in INTEGER or (layer.looks_up and codes_name(layer) in node.inputs)
+    executed = "int8" if codes else "fp32"
     return Kernel(layer.name, executed, f"{node.domain}:{node.op}" if node.domain else node.op, node.time_us)
 
 
 def _match(layer: Layer, nodes: Sequence[Node], outputs: Sequence[str]) -> Node | None:
+    nodes = [node for node in nodes if (node.op == LOOK_UP) == layer.looks_up]
     named = [node for node in nodes if _is_named_for(node.name, layer.name)]
     if named:
         return min(named, key=lambda node: len(node.name))
-    own = [node for node in nodes if {f"{layer.name}.weight_quantized", layer.weight} & set(node.inputs)]
+    own = [node for node in nodes if {codes_name(layer), layer.weight} & set(node.inputs)]
     if len(own) == 1:  # layers may share a weight
         return own[0]
     for output in outputs:  # the nearest first
@@ -105,6 +108,11 @@ def _match(layer: Layer, nodes: Sequence[Node], outputs: Sequence[str]) -> Node 
             if node.name.startswith(f"{output}{BLOCKED}") or output in node.outputs:
                 return node
     return None
+
+
+def codes_name(layer: Layer) -> str:
+    """Of the initializer that holds the codes of the layer's weight."""
+    return f"{layer.name}.weight_quantized"
 
 
 def _is_named_for(name: str, layer: str) -> bool:

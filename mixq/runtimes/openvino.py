@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import os
-import re
 
 os.environ.setdefault("OPENVINO_TELEMETRY", "0")
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
 import openvino
 
 from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision
 from mixq.errors import InputError
+from mixq.graph import large
 from mixq.graph.model import Layer
 from mixq.graph.placement import VALUE_PRESERVING, Placement
-from mixq.runtimes.base import Audit, Executable, Kernel, Runtime
+from mixq.runtimes.base import Audit, Executable, Runtime
+from mixq.runtimes.openvino_audit import read_audit
 from mixq.task import Inputs, Outputs
 
 HINT = "INFERENCE_PRECISION_HINT"
+# How many values of an input share a scale that is found at run time; 0: none is. Layers whose weights are stored as
+# codes are quantized so where they have that many inputs, or else stay float without a word (2026.4). Unless it is
+# told, OpenVINO takes 32 wherever it can, and weight-only is not what it says.
+GROUP, GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE", 128
+DYNAMIC_OPS = ("Gemm", "MatMul")
 PROFILE_SECONDS, FEWEST_PROFILED, MOST_PROFILED = 0.3, 5, 50  # counters are means of all runs; the first allocates
 SHAPES_KEPT = 4  # compiled models kept per executable, one a set of input shapes
-EXECUTED = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
-# Subgraph is a fusion of elementwise ops, which holds a layer only in attention.
-KERNELS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
-COMPUTING = (*KERNELS, "Subgraph")
+MOST_STRIDE = 3  # along the last axis, of an integer transposed convolution
 
 
 class OpenVino(Runtime):
@@ -37,7 +41,11 @@ class OpenVino(Runtime):
 
     name: ClassVar[str] = "openvino"
     placement: ClassVar[Placement] = Placement(
-        transparent=VALUE_PRESERVING | {"Pad"}, integer=frozenset({"Add", "GlobalAveragePool"})
+        transparent=VALUE_PRESERVING | {"Pad"},
+        integer=frozenset({"Add", "GlobalAveragePool"}),
+        no_zero_point=frozenset({"ConvTranspose"}),
+        weight_only="stored",
+        dynamic="stored",
     )
 
     @cached_property
@@ -52,20 +60,35 @@ class OpenVino(Runtime):
     def version(self) -> str:
         return str(openvino.get_version())
 
-    def refusal(self, scheme: LayerScheme, op: str) -> str | None:
-        if scheme.activation is not Activation.STATIC:
-            return f"{scheme.activation} INT8 activations are not lowered for OpenVINO yet"
-        if scheme.precision is Precision.BF16 and "BF16" not in self._capabilities:
+    def float_refusal(self, precision: Precision) -> str | None:
+        if precision is Precision.BF16 and "BF16" not in self._capabilities:
             return "this CPU has no BF16 instructions"
         return None
 
-    def expected(self, precision: Precision) -> str:
-        if precision is Precision.FP16 and "FP16" not in self._capabilities:
+    def int8_refusal(self, activation: Activation, layer: Layer) -> str | None:
+        if layer.weight is None:
+            return "OpenVINO computes products of activations in float: it fuses attention as a whole"
+        if activation is Activation.STATIC and layer.op == "ConvTranspose":
+            return _float_transposed(layer)
+        if activation is not Activation.DYNAMIC:
+            return None
+        if layer.op not in DYNAMIC_OPS:
+            return f"OpenVINO quantizes at run time what constant matrices multiply, not the input of a {layer.op}"
+        if layer.weight_shape[1 - layer.channel_axis] < GROUP_SIZE:
+            return f"OpenVINO quantizes inputs at run time by {GROUP_SIZE} values, and leaves shorter ones in float"
+        return None
+
+    def expected(self, scheme: LayerScheme, layer: Layer, config: MixedPrecisionConfig) -> str:
+        if scheme.activation is Activation.WEIGHT_ONLY and not layer.looks_up:
+            return "fp32" if self.typed(config) else "bf16"
+        if scheme.precision is Precision.FP16 and "FP16" not in self._capabilities:
             return "fp32"
-        return precision.value
+        return scheme.precision.value
 
     def options(self, config: MixedPrecisionConfig) -> Mapping[str, str]:
-        return {HINT: "f32" if self.typed(config) else "bf16"}
+        options = {HINT: "f32" if self.typed(config) else "bf16"}
+        dynamic = bool(config.int8_layers(Activation.DYNAMIC))
+        return {**options, GROUP: str(GROUP_SIZE if dynamic else 0)}
 
     def typed(self, config: MixedPrecisionConfig) -> bool:
         # Under the hint everything that is not INT8 becomes BF16 with no cast at all: the cheapest mix. FP32 and FP16
@@ -75,10 +98,30 @@ class OpenVino(Runtime):
 
     def compile(self, model: bytes, threads: int, options: Mapping[str, str] | None = None) -> Executable:
         try:
-            read = self._core.read_model(model)
+            read = self._read(model)
         except RuntimeError as error:
             raise InputError(f"OpenVINO cannot read the model: {_first_line(error)}") from error
-        return Compiled(self._core, read, {**latency_properties(threads), **(options or {})}, model)
+        message, _ = large.split(model)
+        return Compiled(self._core, read, {**latency_properties(threads), **(options or {})}, message)
+
+    def _read(self, model: bytes) -> Any:
+        if large.split(model)[1] is None:
+            return self._core.read_model(model)
+        with TemporaryDirectory(prefix="mixq-") as folder:  # what is mapped from its files outlives them
+            return self._core.read_model(large.write(model, Path(folder)))
+
+
+def _float_transposed(layer: Layer) -> str | None:
+    """Why a transposed convolution has no integer kernel (2026.4); None where it has one."""
+    if layer.groups > 1:
+        return "OpenVINO has no integer kernel for a ConvTranspose with groups"
+    if layer.strides[-1] > MOST_STRIDE or any(
+        s > k for s, k in zip(layer.strides, layer.weight_shape[2:], strict=True)
+    ):
+        return (
+            f"OpenVINO has no integer kernel for a ConvTranspose of a stride above {MOST_STRIDE} or its kernel's size"
+        )
+    return None
 
 
 def latency_properties(threads: int) -> dict[str, Any]:
@@ -89,7 +132,7 @@ def latency_properties(threads: int) -> dict[str, Any]:
 class Compiled(Executable):
     """An openvino.Model, compiled lazily for each set of input shapes: static shapes are what the fast kernels need.
 
-    onnx_bytes: what the model was read from; `audit` finds the layers' outputs in it.
+    onnx_bytes: the ONNX message that the model was read from; `audit` finds the layers' outputs in it.
     """
 
     def __init__(self, core: Any, model: Any, properties: Mapping[str, Any], onnx_bytes: bytes) -> None:
@@ -115,12 +158,12 @@ class Compiled(Executable):
     def audit(self, layers: Sequence[Layer], inputs: Inputs, *, timed: bool = True) -> Audit:
         # Counters slow the model down by some 3 %, so the model whose latency is measured has none.
         compiled = self._profiled(inputs) if timed else self._request(inputs).get_compiled_model()
-        executed = compiled.get_runtime_model().get_ordered_ops()
-        nodes = [_info(node) for node in executed]
-        outputs = {node.name: node.output[0] for node in onnx.load_model_from_string(self._onnx).graph.node}
-        names = {layer.name: {layer.output, outputs.get(layer.name, layer.output)} for layer in layers}
-        kernels = tuple(_kernel(layer, written, nodes) for layer, written in names.items())
-        return Audit(kernels, sum(_converts(node) for node in executed))
+        return read_audit(compiled.get_runtime_model().get_ordered_ops(), layers, self._onnx, self._group)
+
+    @property
+    def _group(self) -> int:
+        """How many values share a scale that is found at run time; 0 for none."""
+        return int(self._properties.get(GROUP, 0))
 
     def _profiled(self, inputs: Inputs) -> Any:
         compiled = self._compile(inputs, {**self._properties, "PERF_COUNT": True})
@@ -147,52 +190,6 @@ class Compiled(Executable):
         except RuntimeError as error:
             shapes = {name: value.shape for name, value in inputs.items()}
             raise InputError(f"OpenVINO cannot compile the model for {shapes}: {_first_line(error)}") from error
-
-
-def _info(node: Any) -> dict[str, str]:
-    info = node.get_rt_info()
-    values = {key: str(getattr(info[key], "value", info[key])) for key in info}
-    return {**values, "name": str(node.get_friendly_name())}
-
-
-def _converts(node: Any) -> bool:
-    """Whether the node's data is of one kind, what it writes of the other; constants do not count."""
-    sources = [_info(port.get_source_output().get_node()) for port in node.inputs()]
-    read = {_is_code(source) for source in sources if source["layerType"] != "Const"}
-    info = _info(node)
-    return info["layerType"] not in KERNELS and (not _is_code(info)) in read
-
-
-def _is_code(info: Mapping[str, str]) -> bool:
-    return EXECUTED.get(info["outputPrecisions"].partition(",")[0]) == "int8"
-
-
-def _kernel(layer: str, outputs: Collection[str], nodes: Sequence[Mapping[str, str]]) -> Kernel:
-    """The computing node that took `layer` in; its fused node lists the names of all that went into it."""
-    # Some transformations keep the output's name only; of a node and a tensor of one name, one gets a number (2026.4).
-    exact = {layer, *outputs}
-    exact |= {f"{name}{part}" for name in (layer, f"{layer}/WithoutBiases") for part in ("", "/DequantizationMultiply")}
-    numbered = re.compile(rf"{re.escape(layer)}_\d+(/WithoutBiases)?")
-    found = [
-        node
-        for node in nodes
-        if node["layerType"] in COMPUTING and any(name in exact or numbered.fullmatch(name) for name in _names(node))
-    ]
-    found.sort(key=lambda node: (COMPUTING.index(node["layerType"]), not exact & _names(node)))
-    if not found:
-        return Kernel(layer, "unknown", "not in the executed graph")
-    node = found[0]
-    time = node["execTimeMcs"]
-    return Kernel(
-        layer,
-        EXECUTED.get(node["runtimePrecision"], node["runtimePrecision"]),
-        f"{node['layerType']}:{node['primitiveType']}",
-        float(time) if time.replace(".", "").isdigit() else None,
-    )
-
-
-def _names(node: Mapping[str, str]) -> set[str]:
-    return {node["name"], *node["originalLayersNames"].split(",")}
 
 
 def _first_line(error: BaseException) -> str:

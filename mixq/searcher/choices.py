@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from mixq.config import (
+    Activation,
     FloatPrecision,
     LayerScheme,
     MixedPrecisionConfig,
@@ -16,11 +17,13 @@ from mixq.config import (
     Training,
 )
 from mixq.errors import InputError
-from mixq.graph import Graph
+from mixq.graph import Graph, Layer
 from mixq.runtimes import Runtime
 from mixq.searcher.space import SearchSpace
 
 Params = dict[str, str]
+
+WEIGHT_ONLY = LayerScheme(precision=Precision.INT8, activation=Activation.WEIGHT_ONLY)
 
 RESERVED = REST, RECIPE, STEPS, RATE = "rest", "recipe", "qat.steps", "qat.learning_rate"
 
@@ -123,33 +126,65 @@ def _check_globs(space: SearchSpace, graph: Graph) -> None:
 
 
 def _grouped(space: SearchSpace, graph: Graph) -> list[tuple[str, tuple[str, ...]]]:
-    """Units in the order of their first layers; a layer belongs to the first group that matches it."""
+    """Units in the order of their first layers; a layer belongs to the first group that matches it.
+
+    MatMuls of one tensor (query, key and value) are one unit too: they share its codes.
+    """
     found: dict[str, list[str]] = {}
-    for layer in graph.layer_names:
-        glob = next((glob for glob in space.groups if fnmatchcase(layer, glob)), None)
-        own = f"layer {layer}" if layer in RESERVED else layer
-        found.setdefault(own if glob is None else f"group {glob}", []).append(layer)
-    return [(name, tuple(layers)) for name, layers in found.items()]
+    for layer in graph.layers:
+        glob = next((glob for glob in space.groups if fnmatchcase(layer.name, glob)), None)
+        if glob is not None:
+            key = f"group {glob}"
+        elif layer.op == "MatMul" and layer.multiplies:
+            key = f"readers of {layer.input}"
+        else:
+            key = _own_name(layer.name)
+        found.setdefault(key, []).append(layer.name)
+    return [(_unit_name(key, layers), tuple(layers)) for key, layers in found.items()]
+
+
+def _unit_name(key: str, layers: Sequence[str]) -> str:
+    """`key`, but of layers that read one tensor: "encoder.attention.query, key, value"."""
+    if not key.startswith("readers of "):
+        return key
+    first, *others = layers
+    if not others:
+        return _own_name(first)
+    scope = first.rpartition(".")[0] + "."
+    return ", ".join([first, *(layer.removeprefix(scope) for layer in others)])
+
+
+def _own_name(layer: str) -> str:
+    return f"layer {layer}" if layer in RESERVED else layer
 
 
 def _runnable(
     space: SearchSpace, graph: Graph, runtime: Runtime, layers: tuple[str, ...], notes: dict[str, None]
 ) -> list[LayerScheme]:
     """Schemes that every layer of a unit may have by the space and can have on the runtime."""
-    common = [s for s in space.schemes(layers[0]) if all(s in space.schemes(layer) for layer in layers)]
+    offered = [_offered(space, graph.by_name[layer]) for layer in layers]
+    common = [scheme for scheme in offered[0] if all(scheme in other for other in offered)]
     found = []
     for scheme in common:
-        reasons = {runtime.refusal(scheme, graph.by_name[layer].op) for layer in layers} - {None}
+        reasons = {runtime.refusal(scheme, graph.by_name[layer]) for layer in layers} - {None}
         notes |= {f"{runtime.name} cannot run {scheme}: {reason}": None for reason in reasons}
         if not reasons:
             found.append(scheme)
     return found
 
 
+def _offered(space: SearchSpace, layer: Layer) -> list[LayerScheme]:
+    """By the space. Its activations are those of layers that compute: where an embedding may be INT8, it is codes."""
+    found = space.schemes(layer.name)
+    if not layer.looks_up:
+        return found
+    return list(dict.fromkeys(WEIGHT_ONLY if scheme.precision is Precision.INT8 else scheme for scheme in found))
+
+
 def _runnable_rest(space: SearchSpace, runtime: Runtime, notes: dict[str, None]) -> tuple[FloatPrecision, ...]:
     found = []
     for precision in space.rest:
-        reason = runtime.refusal(LayerScheme(precision=precision), "rest")
+        reason = runtime.float_refusal(precision)
         if reason is None:
             found.append(precision)
         else:

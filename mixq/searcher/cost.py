@@ -1,7 +1,7 @@
 """Cost: predicts the latency of any configuration from the runtime's own profiles, and learns from every trial.
 
-Latency, relative to FP32's, is a sum: what each layer takes in its precision, what the ops that are no layers take
-under each `rest`, and what each border between two precisions takes for each element that crosses it. The terms
+Latency, relative to FP32's, is a sum: what each layer takes in its kind of scheme, what the ops that are no layers take
+under each `rest`, and what each border between two kinds takes for each element that crosses it. The terms
 start from the profiles and are drawn to what trials measure, by linear regression with a Gaussian prior (Bishop 2006,
 section 3.3).
 """
@@ -29,21 +29,21 @@ WORST_BORDERS = 0.3  # of FP32's latency, if all that layers read were converted
 NOISE = 0.02  # relative: what the sum leaves unexplained, beside a speed-up's own interval
 
 Profiles = Mapping[str, Mapping[str, float]]
-"""By precision, the µs of each layer in a network that has it everywhere."""
+"""By kind of scheme, the µs of each layer in a network that has it everywhere."""
 Term = tuple[str, ...]
 
 
 def take_profiles(evaluator: Evaluator, choices: Choices) -> Profiles:
-    """The times of all layers, in one network for each precision that some unit may have; FP32 always."""
+    """The times of all layers, in one network for each kind of scheme that some unit may have; FP32 always."""
     kinds = dict.fromkeys(["fp32", *(kind for unit in choices.units for kind in _kinds(unit))])
     return {kind: {k.layer: k.time_us or 0.0 for k in evaluator.profile(_uniform(evaluator, kind))} for kind in kinds}
 
 
 def _uniform(evaluator: Evaluator, kind: str) -> Candidate:
-    """Every layer in a precision, but for those that the runtime cannot run in it."""
-    scheme, fp32 = LayerScheme(precision=Precision(kind)), LayerScheme(precision=Precision.FP32)
+    """Every layer of one kind, but for those that the runtime cannot run so."""
+    scheme, fp32 = LayerScheme.parse(kind), LayerScheme(precision=Precision.FP32)
     schemes = {
-        layer.name: scheme if evaluator.runtime.refusal(scheme, layer.op) is None else fp32
+        layer.name: scheme if evaluator.runtime.refusal(scheme, layer) is None else fp32
         for layer in evaluator.graph.layers
     }
     return evaluator.prepare(MixedPrecisionConfig(model=evaluator.fingerprint, schemes=schemes))
@@ -60,7 +60,7 @@ class Observation:
 
 @dataclass
 class CostModel:
-    """Terms by name: (unit, precision), ("rest", precision), ("border", written, read)."""
+    """Terms by name: (unit, kind of scheme), ("rest", precision), ("border", kind written, kind read)."""
 
     choices: Choices
     graph: Graph
@@ -70,9 +70,7 @@ class CostModel:
     def __post_init__(self) -> None:
         self.crossings = _crossings(self.choices, self.graph)
         kinds = sorted({kind for unit in self.choices.units for kind in _kinds(unit)})
-        named: list[Term] = [
-            (u.name, k) for u in self.choices.units for k in sorted({precision(str(s)) for s in u.schemes})
-        ]
+        named: list[Term] = [(unit.name, kind) for unit in self.choices.units for kind in _kinds(unit)]
         named += [("rest", rest.value) for rest in self.choices.rest]
         named += [("border", a, b) for a, b in product(kinds, kinds) if a != b]
         self._terms = {term: number for number, term in enumerate(named)}
@@ -115,10 +113,10 @@ class CostModel:
     def _features(self, params: Params) -> Array:
         found = np.zeros(len(self._terms))
         for unit in self.choices.units:
-            found[self._terms[unit.name, precision(params[unit.name])]] = 1
+            found[self._terms[unit.name, kind_of(params[unit.name])]] = 1
         found[self._terms["rest", params[REST]]] = 1
         for (writer, reader), share in self.crossings.items():
-            written, read = precision(params[writer]), precision(params[reader])
+            written, read = kind_of(params[writer]), kind_of(params[reader])
             if written != read:
                 found[self._terms["border", written, read]] += share
         return found
@@ -144,13 +142,13 @@ class CostModel:
 
 
 def _kinds(unit: Unit) -> list[str]:
-    return sorted({scheme.precision.value for scheme in unit.schemes})
+    return sorted({kind_of(str(scheme)) for scheme in unit.schemes})
 
 
 @lru_cache
-def precision(scheme: str) -> str:
-    """That of a scheme as parameters name it."""
-    return LayerScheme.parse(scheme).precision.value
+def kind_of(scheme: str) -> str:
+    """What a scheme's speed depends on: all of it but the training."""
+    return str(LayerScheme.parse(scheme).untrained)
 
 
 def _crossings(choices: Choices, graph: Graph) -> dict[tuple[str, str], float]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mixq.config import LayerScheme, Precision, Stage
+from mixq.config import LayerScheme, Precision
 from mixq.graph import Graph
 from mixq.searcher.choices import STEPS, Choices, Params, Unit
-from mixq.searcher.cost import CostModel, Profiles
+from mixq.searcher.cost import CostModel, Profiles, kind_of
 from mixq.searcher.planner import Planner
 from mixq.searcher.solve import QAT, Errors, Prices
 from mixq.searcher.space import Objective
 from mixq.sensitivity import Sensitivity
 
-# What a layer costs against FP32: the arithmetic limits of VNNI and AVX512-BF16, and the bytes of a weight.
-WORK = {Precision.FP32: 1.0, Precision.FP16: 1.0, Precision.BF16: 0.5, Precision.INT8: 0.25}
+# What a layer costs against FP32: the arithmetic limits of VNNI and AVX512-BF16 (scales found at run time take time
+# too, weight-only INT8 saves none), and the bytes of a weight.
+WORK = {"fp32": 1.0, "fp16": 1.0, "bf16": 0.5, "int8": 0.25, "int8-dynamic": 0.35, "int8-weight_only": 1.0}
 BYTES = {Precision.FP32: 1.0, Precision.FP16: 0.5, Precision.BF16: 0.5, Precision.INT8: 0.25}
 TRAINING = 0.02
 SMALLEST_ERROR = 1e-9
@@ -44,7 +45,7 @@ class Guide:
         """`profiles`: the layers' times, by default as their multiply-accumulates."""
         self._choices = choices
         self._units = {unit.name: unit for unit in choices.units}
-        self._relative = BYTES if objective == "size" else WORK
+        self._relative = {kind: _bytes(kind) for kind in WORK} if objective == "size" else WORK
         self._fp32 = {unit.name: _fp32_cost(unit, graph, objective) for unit in choices.units}
         self._errors = {str(scheme): sensitivity.errors(scheme) for scheme in _analyzed(choices)}
         model = CostModel(choices, graph, profiles or _by_work(graph))
@@ -61,13 +62,13 @@ class Guide:
         """Work or bytes; training counts as a little, so that a layer is trained for a reason and trained no longer
         without one."""
         training = TRAINING if scheme.endswith(QAT) else 0.0
-        return self._fp32[unit.name] * (self._relative[LayerScheme.parse(scheme).precision] + training)
+        return self._fp32[unit.name] * (self._relative[kind_of(scheme)] + training)
 
     def _bytes(self) -> Prices:
         """What a configuration's weights take, ÷ FP32's."""
         total = sum(self._fp32.values()) or 1.0
         return Prices(
-            lambda unit, kind: self._fp32[unit.name] * BYTES[Precision(kind)] / total,
+            lambda unit, kind: self._fp32[unit.name] * _bytes(kind) / total,
             lambda _kind: 0.0,
             lambda _written, _read: 0.0,
             {},
@@ -95,7 +96,11 @@ class Guide:
 
 
 def _by_work(graph: Graph) -> Profiles:
-    return {kind.value: {layer.name: layer.macs * share for layer in graph.layers} for kind, share in WORK.items()}
+    return {kind: {layer.name: layer.macs * share for layer in graph.layers} for kind, share in WORK.items()}
+
+
+def _bytes(kind: str) -> float:
+    return BYTES[LayerScheme.parse(kind).precision]
 
 
 def _fp32_cost(unit: Unit, graph: Graph, objective: Objective) -> float:
@@ -106,4 +111,4 @@ def _fp32_cost(unit: Unit, graph: Graph, objective: Objective) -> float:
 def _analyzed(choices: Choices) -> list[LayerScheme]:
     """The schemes of the choices as they are analyzed: those with stage qat as ptq."""
     schemes = (scheme for unit in choices.units for scheme in unit.schemes)
-    return list(dict.fromkeys(scheme.model_copy(update={"stage": Stage.PTQ}) for scheme in schemes))
+    return list(dict.fromkeys(scheme.untrained for scheme in schemes))

@@ -1,6 +1,6 @@
 """The cheapest configuration within a predicted error: one integer linear program, solved exactly by HiGHS.
 
-A unit takes one scheme, the rest one precision; each border between two units has one variable a pair of precisions,
+A unit takes one scheme, the rest one precision; each border between two units has one variable a pair of kinds of them,
 which the units' choices determine. Errors of layers interact: each layer is charged its part in the error of all
 units in their worst scheme, and the limit is corrected until the solution's own predicted error fits the real one.
 """
@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 from mixq.config import Stage
 from mixq.deltas import Interactions
 from mixq.searcher.choices import REST, Choices, Params, Unit
-from mixq.searcher.cost import precision
+from mixq.searcher.cost import kind_of
 
 QAT = f"-{Stage.QAT}"  # what the name of a scheme with training ends in
 SECONDS = 2.0  # for a solution at most
@@ -28,12 +28,12 @@ TRAINED = 0.5  # of a layer's error is left by training, until trials tell
 
 
 Kinds = dict[str, dict[str, list[int]]]
-"""By unit and precision, the variables of the schemes that have it."""
+"""By unit and kind of scheme, the variables of the schemes that are of it."""
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What is to be minimized: the cost of a unit in a precision, of a rest, of a crossing between two precisions."""
+    """What is to be minimized: the cost of a unit in a kind of scheme, of a rest, of a crossing between two kinds."""
 
     unit: Callable[[Unit, str], float]
     rest: Callable[[str], float]
@@ -174,7 +174,7 @@ def _solved(
     tie = 1e-4 / len(choices.units)  # of two that cost the same, the one that needs no training
     for unit in choices.units:
         for scheme in map(str, unit.schemes):
-            kind = precision(scheme)
+            kind = kind_of(scheme)
             number = program.variable(prices.unit(unit, kind) + tie * scheme.endswith(QAT), integral=True)
             chosen[unit.name, scheme] = number
             kinds.setdefault(unit.name, {}).setdefault(kind, []).append(number)
@@ -201,7 +201,7 @@ def _cross(
     share: float,
     prices: Prices,
 ) -> None:
-    """One variable a pair of precisions, whose sums are the writer's and the reader's choice."""
+    """One variable a pair of kinds, whose sums are the writer's and the reader's choice."""
     pairs = {
         (a, b): program.variable(share * prices.border(a, b) if a != b else 0.0, integral=False)
         for a in written

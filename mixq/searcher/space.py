@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mixq.config import Activation, FloatPrecision, LayerScheme, Precision, RecipeStep, Stage
+from mixq.config import Activation, FloatPrecision, LayerScheme, Precision, RecipeStep, Stage, int8_schemes
 from mixq.errors import InputError, first_line
 from mixq.ptq import DEFAULT_RECIPE, check_recipe
 from mixq.validation import explain
@@ -31,6 +31,7 @@ class Override(_Part):
     layers: str = Field(min_length=1)
     precisions: tuple[Precision, ...] | None = Field(default=None, min_length=1)
     stages: tuple[Stage, ...] | None = Field(default=None, min_length=1)
+    activations: tuple[Activation, ...] | None = Field(default=None, min_length=1)
 
 
 class TrainingSpace(_Part):
@@ -120,19 +121,16 @@ class SearchSpace(_Part):
         """The choices for a layer of this name, the last override that matches it deciding."""
         from fnmatch import fnmatchcase
 
-        precisions, stages = self.precisions, self.stages
+        precisions, stages, activations = self.precisions, self.stages, self.activations
         for override in self.overrides:
             if fnmatchcase(layer, override.layers):
                 precisions = override.precisions or precisions
                 stages = override.stages or stages
+                activations = override.activations or activations
         floats = [LayerScheme(precision=p) for p in precisions if p is not Precision.INT8]
         if Precision.INT8 not in precisions:
             return floats
-        return floats + [
-            LayerScheme(precision=Precision.INT8, stage=stage, activation=activation)
-            for activation in self.activations
-            for stage in stages
-        ]
+        return floats + int8_schemes(activations, stages)
 
 
 def load_space(path: str | Path) -> SearchSpace:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from mixq.config import FloatPrecision, LayerScheme, Precision, Stage
+from mixq.config import Activation, FloatPrecision, LayerScheme, Precision, Stage
 from mixq.searcher.choices import RATE, RECIPE, REST, STEPS, Choices, Params, Unit
 from mixq.sensitivity import Sensitivity
 
@@ -75,7 +75,7 @@ def _recipes(choices: Choices) -> Iterator[Start]:
 
 
 def _uniform_start(choices: Choices, scheme: LayerScheme, rest: FloatPrecision) -> Start:
-    assigned = {unit.name: _nearest(unit, scheme) for unit in choices.units}
+    assigned = {unit.name: _nearest(unit, scheme, rest.value) for unit in choices.units}
     return f"uniform {scheme}", _params(choices, assigned, rest.value)
 
 
@@ -92,8 +92,9 @@ def _ladders(choices: Choices, sensitivity: Sensitivity, *, trained: bool) -> It
         count = 1
         while count < len(ranking):
             top = {unit.name for unit in ranking[:count]}
-            assigned = {u.name: _nearest(u, scheme if u.name in top else cheapest) for u in choices.units}
-            yield f"ladder {count} {scheme}", _params(choices, assigned, _matching_rest(choices, scheme))
+            rest = _matching_rest(choices, scheme)
+            assigned = {u.name: _nearest(u, scheme if u.name in top else cheapest, rest) for u in choices.units}
+            yield f"ladder {count} {scheme}", _params(choices, assigned, rest)
             count *= 2
 
 
@@ -102,8 +103,12 @@ def _schemes(choices: Choices) -> list[LayerScheme]:
 
 
 def _cheapest(choices: Choices) -> LayerScheme:
-    """INT8, untrained where the space has that; else its fastest float type."""
-    return min(_schemes(choices), key=lambda s: (s.precision is not Precision.INT8, s.stage is Stage.QAT, _promise(s)))
+    """INT8, static where the space has that, untrained where it has that; else its fastest float type."""
+    kinds = list(Activation)
+    return min(
+        _schemes(choices),
+        key=lambda s: (s.precision is not Precision.INT8, kinds.index(s.activation), s.stage is Stage.QAT, _promise(s)),
+    )
 
 
 def _promise(scheme: LayerScheme) -> int:
@@ -118,15 +123,22 @@ def _matching_rest(choices: Choices, scheme: LayerScheme) -> str:
 
 
 def _ranked_units(choices: Choices, sensitivity: Sensitivity) -> list[Unit]:
-    """Units by their INT8 error, the sum over their layers, the largest first."""
-    errors = sensitivity.errors(INT8)
-    return sorted(choices.units, key=lambda unit: -sum(errors.get(layer, 0.0) for layer in unit.layers))
+    """Units by their error in their cheapest INT8 scheme, the sum over their layers, the largest first."""
+    cheapest, rest = _cheapest(choices), choices.rest[0].value
+
+    def error(unit: Unit) -> float:
+        scheme = _nearest(unit, cheapest, rest).untrained
+        errors = sensitivity.errors(scheme if scheme.precision is Precision.INT8 else INT8)
+        return sum(errors.get(layer, 0.0) for layer in unit.layers)
+
+    return sorted(choices.units, key=error, reverse=True)
 
 
-def _nearest(unit: Unit, wanted: LayerScheme) -> LayerScheme:
-    """`wanted` where the unit may have it, else another of the same precision, else its first choice."""
+def _nearest(unit: Unit, wanted: LayerScheme, rest: str) -> LayerScheme:
+    """`wanted` where the unit may have it, else another of its precision, or of a narrow rest's, else its first."""
     same = [scheme for scheme in unit.schemes if scheme.precision is wanted.precision]
-    return wanted if wanted in unit.schemes else (same or unit.schemes)[0]
+    alike = [scheme for scheme in unit.schemes if scheme.precision == rest and scheme != FP32]
+    return wanted if wanted in unit.schemes else (same or alike or unit.schemes)[0]
 
 
 def _params(choices: Choices, assigned: dict[str, LayerScheme], rest: str) -> Params:

@@ -81,7 +81,10 @@ TASKS: dict[str, tuple[str, list[str]]] = {
     ),
     "NoLayers": ("def model(self): return HERE / 'pool.onnx'", ["no layer to quantize", "Conv, ConvTranspose, Gemm"]),
     "FixedBatch": ("def model(self): return HERE / 'fixed.onnx'", ["cannot run", "batch axis must be dynamic"]),
-    "OtherShape": ("def calibration(self): yield {'image': images(0)[:, :2]}", ["cannot", "(1, 2, 8, 8)"]),
+    "OtherShape": (
+        "def calibration(self): yield {'image': images(0)[:, :2]}",
+        ["OtherShape.batches('search')", "(3, 8, 8)", "(2, 8, 8)"],
+    ),
     "OtherInput": (
         "def calibration(self): yield {'x': images(0)}\ndef batches(self, split): yield {'x': images(1)}, np.ones(32)",
         ["the model's inputs are ['image'], but calibration yields ['x']"],
@@ -120,6 +123,10 @@ TASKS: dict[str, tuple[str, list[str]]] = {
         ["RaisingMetric.metrics raised ValueError: one (task.py line "],
     ),
     "NoPrimary": ("primary = None", ["NoPrimary.primary must name the metric", 'primary = "top1"']),
+    "Direction": (
+        "higher_is_better = 'no'",
+        ["Direction.higher_is_better must be True or False, got 'no'", "False where"],
+    ),
     "Raising": ("def __init__(self): raise OSError('no weights')", ["Raising()", "OSError: no weights (task.py line "]),
     "Exiting": ("def __init__(self): sys.exit(0)", ["Exiting()", "raised SystemExit"]),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, uniform
+from mixq.config import LayerScheme, MixedPrecisionConfig, Precision
 from mixq.evaluator import Evaluator
 from mixq.runtimes import get_runtime
 from mixq.task import Array, Outputs, Task
@@ -17,11 +17,15 @@ def of(task: Task, runtime: str = "openvino") -> Evaluator:
 
 
 def all_in(evaluator: Evaluator, scheme: LayerScheme) -> MixedPrecisionConfig:
-    """Every layer in `scheme`; skipped where the runtime cannot run it on this machine."""
-    reason = evaluator.runtime.refusal(scheme, evaluator.graph.layers[0].op)
-    if reason:
-        pytest.skip(reason)
-    return uniform(evaluator.fingerprint, evaluator.graph.layer_names, scheme)
+    """Every layer in `scheme` that can have it, embeddings as codes where it is INT8; skipped where none can here."""
+    reasons = {layer.name: evaluator.runtime.refusal(scheme, layer) for layer in evaluator.graph.layers}
+    if all(reasons.values()):
+        pytest.skip(str(next(iter(reasons.values()))))
+    schemes = {name: FP32 if reason else scheme for name, reason in reasons.items()}
+    if scheme.precision is Precision.INT8:
+        codes = LayerScheme.parse("int8-weight_only")
+        schemes |= {layer.name: codes for layer in evaluator.graph.layers if layer.looks_up}
+    return MixedPrecisionConfig(model=evaluator.fingerprint, schemes=schemes)
 
 
 def only(outputs: Outputs) -> Array:

@@ -37,6 +37,12 @@ class OtherMetric(Tiny):
     primary = "accuracy"
 
 
+class OtherDirection(Tiny):
+    """`Tiny`, for a metric of which less is better."""
+
+    higher_is_better = False
+
+
 class OtherSearchData(Tiny):
     """`Tiny`, judged on other data: configurations for it are configurations for Tiny."""
 
@@ -44,7 +50,7 @@ class OtherSearchData(Tiny):
         return super().batches("holdout")
 
 
-@pytest.mark.parametrize("task", [OtherWeights, OtherCalibration, OtherMetric])
+@pytest.mark.parametrize("task", [OtherWeights, OtherCalibration, OtherMetric, OtherDirection])
 def test_the_fingerprint_knows_weights_calibration_and_metric(task: type[Task]) -> None:
     assert of(task()).fingerprint != tiny.evaluator().fingerprint
 

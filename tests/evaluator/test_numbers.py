@@ -130,10 +130,10 @@ def test_a_layer_that_silently_ran_float_is_found(runtime: str) -> None:
 def test_float_types_run_as_expected(scheme: LayerScheme) -> None:
     evaluator = digits()
     evaluation = evaluator.evaluate(prepared("openvino", scheme))
-    expected = evaluator.runtime.expected(scheme.precision)
-    assert {kernel.layer: kernel.executed for kernel in evaluation.kernels} == dict.fromkeys(
-        evaluator.graph.layer_names, expected
-    )
+    config = prepared("openvino", scheme).config
+    assert {kernel.layer: kernel.executed for kernel in evaluation.kernels} == {
+        layer.name: evaluator.runtime.expected(scheme, layer, config) for layer in evaluator.graph.layers
+    }
     assert evaluation.silent == ()
     assert evaluation.compression > 1.9
     assert 0 < evaluation.output_mse < 1e-3

@@ -11,7 +11,7 @@ import torch
 from mixq.config import MixedPrecisionConfig, Precision
 from mixq.runtimes import NAMES
 from mixq.task import Array, Inputs, Outputs, Task
-from tests.evaluator.configurations import BF16, FP32, INT8, all_in, of, only
+from tests.evaluator.configurations import FP32, INT8, all_in, of, only
 from tests.tiny import Tiny, TinyNetwork
 
 
@@ -112,7 +112,7 @@ def test_probabilities_in_bf16_are_compared_as_probabilities() -> None:
     """A BF16 softmax sums to 1 but for its rounding."""
     evaluator = of(Probabilities())
     names = evaluator.graph.layer_names
-    reason = evaluator.runtime.refusal(BF16, "Conv")
+    reason = evaluator.runtime.float_refusal(Precision.BF16)
     if reason:
         pytest.skip(reason)
     schemes = {**dict.fromkeys(names, INT8), names[0]: FP32}

@@ -32,7 +32,7 @@ def test_transposed_convolution() -> None:
     layer = only_layer(net, output, rank=4)
     assert layer.output_shape == (1, 5, 16, 16)
     assert layer.macs == 8 * 8 * 6 * 5 * 2 * 2  # every input value meets every weight of its channel once
-    assert (layer.channel_axis, layer.bias) == (1, None)
+    assert layer.channel_axis == 1
 
 
 @pytest.mark.parametrize("transposed", [0, 1])
@@ -58,12 +58,15 @@ def test_matmul_of_tokens() -> None:
     assert layer.channel_axis == 1
 
 
-def test_only_nodes_with_one_constant_weight_are_layers() -> None:
+def test_nodes_with_one_constant_weight_and_products_of_activations_are_layers() -> None:
     net = Net(6, 8, 8)
     products = net.op("MatMul", "x", "x")
     scaled = net.op("MatMul", net.weight("left", 8, 8), products)
     graph = net.graph(net.gemm(net.pooled(scaled), 6, 2, "head"), example=images(3, 6))
-    assert graph.layer_names == ["head"]
+    assert graph.layer_names == ["matmul0", "head"]
+    product = graph.by_name["matmul0"]
+    assert (product.weight, product.other, product.parameters, product.macs) == (None, "x", 0, 6 * 8 * 8 * 8)
+    assert product.operands == {0: "x", 1: "x"}
 
 
 def test_nodes_without_a_name_are_named_for_their_outputs_and_no_two_alike() -> None:
@@ -106,3 +109,11 @@ def test_a_matmul_with_a_matrix_a_head_is_no_layer() -> None:
     last = net.op("MatMul", product, net.weight("w", 5, 4), name="last")
     example = {"x": np.ones((2, 3, 9, 6), np.float32)}
     assert net.graph(last, example=example, ranks=[4]).layer_names == ["last"]
+
+
+def test_groups_and_strides_are_those_of_the_convolution() -> None:
+    net = Net(4, 8, 8)
+    grouped = net.conv("x", 8, "grouped", groups=2, strides=[2, 1])
+    last = net.gemm(net.pooled(net.conv(grouped, 4, "plain")), 4, 2, "last")
+    found = {layer.name: (layer.groups, layer.strides) for layer in net.graph(last, example=images(2, 4)).layers}
+    assert found == {"grouped": (2, (2, 1)), "plain": (1, (1, 1)), "last": (1, ())}

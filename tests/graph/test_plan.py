@@ -49,15 +49,15 @@ def test_nothing_is_quantized_without_int8_layers(placement: Placement) -> None:
 @both
 def test_pairs_move_up_through_pooling(placement: Placement) -> None:
     plan = make_plan(pooled_net(), ["first", "second"], placement)
-    assert plan.inputs == {"first": "x", "second": "relu"}
+    assert plan.inputs == {"first": ("x",), "second": ("relu",)}
     assert readers(plan)["relu"] == {"pool"}
     (group,) = [group for group in plan.groups if "relu" in group]
     assert set(group) == ({"relu"} if placement is OPENVINO else {"relu", "pool"})
 
 
 def test_pooling_behind_a_float_layer_stays_float_on_onnxruntime() -> None:
-    assert make_plan(pooled_net(), ["second"], ORT).inputs == {"second": "pool"}
-    assert make_plan(pooled_net(), ["second"], OPENVINO).inputs == {"second": "relu"}
+    assert make_plan(pooled_net(), ["second"], ORT).inputs == {"second": ("pool",)}
+    assert make_plan(pooled_net(), ["second"], OPENVINO).inputs == {"second": ("relu",)}
 
 
 def test_openvino_repeats_no_pair() -> None:
@@ -78,7 +78,7 @@ def test_a_pair_does_not_move_above_a_float_reader(placement: Placement) -> None
     plan = make_plan(graph, ["left"], placement)
     assert readers(plan)["pool"] == {"left"}
     assert "x" not in plan.reads
-    assert plan.inputs == {"left": "pool"}
+    assert plan.inputs == {"left": ("pool",)}
 
 
 @both
@@ -102,7 +102,7 @@ def test_branches_of_a_concat_share_their_parameters(placement: Placement) -> No
 def test_branches_out_of_different_activations_keep_their_own_on_onnxruntime(activation: str) -> None:
     plan = make_plan(branched(activation), ["left", "right", "third"], ORT)
     assert all(len(group) == 1 for group in plan.groups)
-    assert plan.inputs["third"] == "both"
+    assert plan.inputs["third"] == ("both",)
     assert readers(plan)["b"] == {"both"}
 
 
@@ -207,7 +207,7 @@ def test_only_padding_with_zeros_is_written_on_codes(value: float, on_codes: boo
     net.channels["pad"] = 8
     plan = make_plan(net.graph(net.conv("pad", 4, "last"), example=EXAMPLE, ranks=[4]), ["first", "last"], ORT)
     assert plan.rewritten == ({"pad"} if on_codes else set())
-    assert plan.inputs["last"] == ("first" if on_codes else "pad")
+    assert plan.inputs["last"] == (("first" if on_codes else "pad"),)
 
 
 def test_batch_norm_on_codes_is_rewritten_on_onnxruntime() -> None:

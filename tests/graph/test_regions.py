@@ -130,7 +130,7 @@ def test_weights_alone_are_stored_in_the_type_where_the_runtime_does_the_rest() 
     model = onnx.load_model_from_string(serialize(lowered))
     onnx.checker.check_model(model, full_check=True)  # above all that nodes stand in order
     assert [node.name for node in lowered.graph if node.op_type == "Conv"] == ["z", "a"]
-    assert casts(model) == {FLOAT: 1}
+    assert casts(model) == {FLOAT: 3}  # of the weight, and of a bias each
     assert {value.dtype for value in lowered.graph.initializers.values()} == {ir.DataType.BFLOAT16}
     (have,), (want,) = (reference_run(serialize(m))(EXAMPLE).values() for m in (lowered, graph.model))
     np.testing.assert_allclose(have, want, atol=0.02 * float(np.abs(want).max()))

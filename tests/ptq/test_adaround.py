@@ -183,7 +183,7 @@ def test_every_kind_of_layer_comes_closer_to_fp32(build: Callable[[Net], str]) -
 
 def test_weights_are_their_codes_values_next_to_the_graphs_own() -> None:
     found = prepared(RecipeStep(name="adaround"))
-    assert found.values.keys() == {(name, 1) for name in residual().layer_names}
+    assert found.values.keys() == {(name, index) for name in residual().layer_names for index in (1, 2)}
     moved = 0
     for layer in residual().layers:
         own, rounded = residual().weight(layer.weight), found.weight(layer.name)
@@ -193,6 +193,38 @@ def test_weights_are_their_codes_values_next_to_the_graphs_own() -> None:
         assert (np.abs(rounded - own) < 1.0001 * scale)[inside].all()
         moved += int((rounded != prepared().rounded(layer.name)).sum())
     assert moved > 0
+
+
+@pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS)
+def test_the_bias_takes_the_mean_of_the_error(build: Callable[[Net], str]) -> None:
+    """With all of the input's own error made up for, each channel's mean output is FP32's; a MatMul has no bias."""
+    net = Net(6, 8, 8)
+    graph = net.graph(build(net), example=images(3, 6), ranks=[4])
+    data = {"x": np.abs(images(32, 6)["x"]) + 1}
+    material = Material([data], openvino_run, get_runtime("openvino").placement)
+    recipe = (CALIBRATE, RecipeStep(name="adaround", params={"drift": 1.0}))
+    found = Quantizer(graph, material).prepared(recipe)
+    (have,), (want,) = (
+        run(data).values() for run in (openvino_run(model_of(found, material)), ort_run(serialize(graph.model)))
+    )
+    if graph.layers[0].bias is None:
+        assert not any(index == 2 for _, index in found.values)
+    else:
+        error = have.astype(np.float64) - want
+        assert np.abs(error.mean((0, 2, 3))).max() < 0.02 * error.std()
+
+
+def model_of(found: Prepared, material: Material) -> bytes:
+    return serialize(int8_model(found, material))
+
+
+def test_bias_correction_leaves_its_biases_alone() -> None:
+    found, corrected = (
+        prepared(RecipeStep(name="adaround"), *more) for more in ((), (RecipeStep(name="bias_correction"),))
+    )
+    assert corrected.values.keys() == found.values.keys()
+    for key, value in found.values.items():
+        np.testing.assert_array_equal(corrected.values[key], value)
 
 
 def test_the_same_every_time_and_when_run_again() -> None:

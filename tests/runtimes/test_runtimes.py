@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from mixq.config import Activation, LayerScheme, Precision, all_schemes
+from mixq.config import LayerScheme, Precision, all_schemes
 from mixq.errors import InputError
 from mixq.graph import serialize
 from mixq.graph.capture import relative_error
@@ -160,27 +162,57 @@ def test_inputs_that_do_not_fit_are_refused(runtime: Runtime) -> None:
 
 
 def test_refusals_give_a_reason(runtime: Runtime) -> None:
+    kinds = [replace(residual().layers[0], op=op) for op in ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")]
+    kinds.append(replace(kinds[3], weight=None, other="x"))
     for scheme in all_schemes():
-        for op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            reason = runtime.refusal(scheme, op)
+        for layer in kinds:
+            reason = runtime.refusal(scheme, layer)
             assert reason is None or len(reason) > 10
-    for op in ("Conv", "Gemm", "MatMul"):
-        assert runtime.refusal(LayerScheme(precision=Precision.FP32), op) is None
-        assert runtime.refusal(LayerScheme(precision=Precision.INT8), op) is None
-        for activation in (Activation.DYNAMIC, Activation.WEIGHT_ONLY):
-            assert runtime.refusal(LayerScheme(precision=Precision.INT8, activation=activation), op)
+    for layer in kinds:
+        assert runtime.refusal(LayerScheme(precision=Precision.FP32), layer) is None
+    for layer in (kinds[0], *kinds[2:4]):
+        assert runtime.refusal(LayerScheme(precision=Precision.INT8), layer) is None
+        assert runtime.refusal(LayerScheme.parse("int8-weight_only"), layer) is None
+
+
+def test_schemes_without_a_meaning_are_refused(runtime: Runtime) -> None:
+    layer = residual().layers[0]
+    embedding, product = replace(layer, op="Gather"), replace(layer, op="MatMul", weight=None, other="x")
+    for scheme in ("int8", "int8-qat", "int8-dynamic"):
+        assert "embedding" in str(runtime.refusal(LayerScheme.parse(scheme), embedding))
+    for scheme in ("int8-qat", "int8-weight_only"):
+        assert "product" in str(runtime.refusal(LayerScheme.parse(scheme), product))
 
 
 def test_what_is_not_refused_executes_as_expected(runtime: Runtime) -> None:
     for precision in Precision:
-        if runtime.refusal(LayerScheme(precision=precision), "Conv"):
+        scheme, first = LayerScheme(precision=precision), residual().layers[0]
+        if runtime.refusal(scheme, first):
             continue
         config = schemes(residual(), precision)
         model = lowered(residual(), config, runtime, images(16, name="image"))
         found = {kernel.executed for kernel in model.executable.audit(residual().layers, IMAGES).kernels}
-        assert found == {runtime.expected(precision)}
+        assert found == {runtime.expected(scheme, first, config)}
 
 
 def test_unknown_runtimes_are_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="known: openvino, onnxruntime"):
         get_runtime("tensorrt")
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_a_linear_layer_on_sequences_is_found_whatever_took_its_bias_in(runtime: Runtime, precision: Precision) -> None:
+    if precision is not Precision.INT8 and runtime.float_refusal(precision):
+        pytest.skip("not run here")
+    net = Net(6, 16)
+    for index in range(2):
+        product = net.op(
+            "MatMul", f"relu{index - 1}" if index else "x", net.weight(f"w{index}", 16, 16), name=f"m{index}"
+        )
+        net.op("Relu", net.op("Add", product, net.weight(f"b{index}", 16), name=f"a{index}"), name=f"relu{index}")
+    rows = {"x": np.random.default_rng(0).normal(size=(4, 6, 16)).astype(np.float32)}
+    graph = net.graph("relu1", example=rows, ranks=[3])
+    config = schemes(graph, precision)
+    found = lowered(graph, config, runtime, rows).executable.audit(graph.layers, rows).kernels
+    expected = runtime.expected(LayerScheme(precision=precision), graph.layers[0], config)
+    assert {kernel.layer: kernel.executed for kernel in found} == dict.fromkeys(["m0", "m1"], expected)

@@ -141,7 +141,7 @@ def test_choices_are_what_the_runtime_can_run(name: str) -> None:
     runtime, found = get_runtime(name), choices(name, precisions=list(Precision), **space)
     for unit in found.units:
         (layer,) = unit.layers
-        assert all(runtime.refusal(scheme, network().by_name[layer].op) is None for scheme in unit.schemes)
+        assert all(runtime.refusal(scheme, network().by_name[layer]) is None for scheme in unit.schemes)
     assert decisions(found)["stem"].startswith("fp32 ")
     assert len(found.notes) == len(set(found.notes)) >= 1
 

@@ -7,7 +7,7 @@ import pytest
 
 from mixq.graph.borders import find_borders
 from mixq.searcher.choices import Choices, Params, make_choices
-from mixq.searcher.cost import CostModel, Observation, precision, take_profiles
+from mixq.searcher.cost import CostModel, Observation, kind_of, take_profiles
 from tests.digits_helpers import digits
 from tests.helpers import Net, images, residual
 from tests.searcher.toy import MODEL, AnyRuntime, space
@@ -39,7 +39,7 @@ def random_params(rng: np.random.Generator) -> Params:
 def planted(params: Params) -> float:
     exact = model(truth=True)
     crossings = sum(
-        RATE.get((precision(params[a]), precision(params[b])), 0.0) * share for (a, b), share in exact.crossings.items()
+        RATE.get((kind_of(params[a]), kind_of(params[b])), 0.0) * share for (a, b), share in exact.crossings.items()
     )
     return exact.predict(params) + crossings
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mixq.deltas import Interactions
 from mixq.searcher.choices import Choices, Params
-from mixq.searcher.cost import precision
+from mixq.searcher.cost import kind_of
 from mixq.searcher.solve import Errors, Prices, cheapest_within
 from tests.searcher.toy import Toy, choices_of, space
 
@@ -29,7 +29,7 @@ def prices_of(choices: Choices, rng: np.random.Generator) -> Prices:
 
 
 def cost(choices: Choices, prices: Prices, params: Params) -> float:
-    kinds = {unit.name: precision(params[unit.name]) for unit in choices.units}
+    kinds = {unit.name: kind_of(params[unit.name]) for unit in choices.units}
     crossed = sum(
         share * prices.border(kinds[a], kinds[b]) for (a, b), share in prices.crossings.items() if kinds[a] != kinds[b]
     )

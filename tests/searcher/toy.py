@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import optuna
 
-from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, Stage
+from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision, Stage
 from mixq.evaluation import Candidate, Evaluation, Glimpse, Judge
 from mixq.evaluator import Evaluator
 from mixq.graph import Graph, Layer
@@ -49,11 +49,17 @@ class AnyRuntime(Runtime):
     def version(self) -> str:
         return "1"
 
-    def refusal(self, scheme: LayerScheme, op: str) -> str | None:
-        return self._refused.get(str(scheme))
+    def refusal(self, scheme: LayerScheme, layer: Layer) -> str | None:
+        return super().refusal(scheme, layer) or self._refused.get(str(scheme))
 
-    def expected(self, precision: Precision) -> str:
-        return precision.value
+    def float_refusal(self, precision: Precision) -> str | None:
+        return self._refused.get(precision.value)
+
+    def int8_refusal(self, activation: Activation, layer: Layer) -> str | None:
+        return None
+
+    def expected(self, scheme: LayerScheme, layer: Layer, config: MixedPrecisionConfig) -> str:
+        return scheme.precision.value
 
     def options(self, config: MixedPrecisionConfig) -> Mapping[str, str]:
         return {}
