@@ -25,6 +25,7 @@ from mixq.report.tables import is_fp32
 from mixq.report.wall_time import seconds_of
 from mixq.searcher.choices import Choices
 from mixq.searcher.history import History
+from mixq.searcher.interrupted import Watch
 from mixq.searcher.objective import EQUAL, best_of, cautious_value, violations
 from mixq.searcher.run import Budget
 from mixq.searcher.space import SearchSpace
@@ -63,6 +64,7 @@ class SearchJob:
     tracker: Tracker | None
     watch: Stopwatch
     history: History
+    lost: Watch
     sensitivity: Sensitivity | None = None
     exported_id: str | None = None
     holdouts: int = 0

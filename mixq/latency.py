@@ -54,13 +54,14 @@ def measure_pair(
 
     Interleaving lets a drift of the machine's speed hit both alike; the ratio is taken pair by pair. On a noisy
     machine, where the interval of the speed-up stays wide, up to PATIENCE times the budget is spent, and all of it
-    TIMINGS times; the narrowest counts, marked as noisy. `look` is shown what is known each time that the number of
-    pairs has doubled; it may raise.
+    TIMINGS times, unless calls are so slow that this takes longer; the narrowest counts, marked as noisy. `look` is
+    shown what is known each time that the number of pairs has doubled; it may raise.
     """
+    end = time.perf_counter() + TIMINGS * PATIENCE * budget_s
     narrowest = _measured(reference, candidate, budget_s, look)
     for _ in range(1, TIMINGS):
-        if narrowest.width <= WIDE:
-            return narrowest
+        if narrowest.width <= WIDE or time.perf_counter() >= end:
+            break
         narrowest = min(narrowest, _measured(reference, candidate, budget_s, look), key=lambda found: found.width)
     return replace(narrowest, noisy=narrowest.width > WIDE)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from mixq.searcher.interrupted import Watch
 from mixq.searcher.orders import Settings, take_the_lead
 from mixq.searcher.run import Budget, enqueue
 from mixq.searcher.space import SearchSpace
-from mixq.searcher.storage import can_share, turn_at
+from mixq.searcher.storage import turn_at, turn_if_any
 from mixq.searcher.study import load_sensitivity, open_study
 from mixq.searcher.warmstart import uniform_starts
 from mixq.sensitivity import Sensitivity
@@ -109,14 +108,16 @@ def open_job(
     tracker = None if names.tracking is None else _tracker(names.tracking, folder, names)
     storage = names.storage or local_storage(folder)
     study = open_study(storage, names.study, len(space.objectives), identity_of(evaluator, space))
-    turn = turn_at(storage, names.study) if workers > 1 or can_share(storage) else nullcontext
+    turn = turn_at(storage, names.study) if workers > 1 else turn_if_any(storage, names.study)
     history = History(study)
     earlier = history.update()
     budget = budget.after(earlier)
     content = space.model_dump(mode="json")
     settings = Settings(content, evaluator.runtime.name, evaluator.threads, seed, str(folder.resolve()))
-    take_the_lead(study, settings, budget, turn)
-    if interrupted := Watch(study).clear_up():
+    lost = Watch(study)
+    lost.look()
+    take_the_lead(study, settings, budget, turn, progress.warn)
+    if interrupted := lost.clear_up():
         progress.warn(f"{interrupted} of an earlier run's trials were interrupted; they are tried again")
     evaluator.keep_in(ArrayStore(folder / PREPARED, prepared_for(evaluator)))
     watch = Stopwatch({"setup": budget.run_s})
@@ -127,7 +128,7 @@ def open_job(
         tracker.start_study(names.study, _study_params(evaluator, space, seed))
         for trial in earlier:  # those that a killed run did not get to
             tracker.log_trial(trial)
-    job = SearchJob(evaluator, space, choices, study, folder, names.task, seed, budget, tracker, watch, history)
+    job = SearchJob(evaluator, space, choices, study, folder, names.task, seed, budget, tracker, watch, history, lost)
     job.turn, job.workers = turn, workers
     job.sensitivity = load_sensitivity(study)
     job.recall()

@@ -16,7 +16,7 @@ from mixq.launch import analyze_with_bar
 from mixq.progress import Bar, Progress
 from mixq.searcher.cost import take_profiles
 from mixq.searcher.guidance import sampler_of
-from mixq.searcher.interrupted import Heart, Watch
+from mixq.searcher.interrupted import Heart
 from mixq.searcher.orders import call_off, leader_beat
 from mixq.searcher.run import enqueue, run
 from mixq.searcher.stop import Ending, Stop
@@ -90,28 +90,24 @@ class Lead:
 
     def follow(self, crew: Crew) -> None:
         """Take in what the workers find, until none of them is left, nor any trial in flight elsewhere."""
-        job, watch = self.job, Watch(self.job.study)
+        job, watch = self.job, self.job.lost
         with self.progress.bar(job.budget.trials, "searching", len(job.trials), job.budget.deadline) as bar:
             while crew.is_at_work or (patiently(watch.running) and not self._is_over):
                 if self._is_over:
                     patiently(lambda: call_off(job.study))
                     crew.dismiss()
                 crew.tend(len(job.trials))
-                patiently(lambda: self._clear_up(watch))
                 patiently(lambda: self._take_in(bar))
                 time.sleep(POLL)
-            patiently(lambda: self._clear_up(watch))
             patiently(lambda: self._take_in(bar))
 
     @property
     def _is_over(self) -> bool:
         return self.stop.requested or self.job.budget.timed_out
 
-    def _clear_up(self, watch: Watch) -> None:
-        if again := watch.clear_up():
-            self.progress.warn(f"{again} trial(s), whose process is gone, are tried again")
-
     def _take_in(self, bar: Bar) -> None:
+        if again := patiently(self.job.lost.clear_up):
+            self.progress.warn(f"{again} trial(s), whose process is gone, are tried again")
         for trial in self.job.update():
             bar.step(_standing(self.job))
             if trial.state == "failed":

@@ -6,6 +6,7 @@ The locks are files that the kernel unlocks when their holder ends, however it e
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import tempfile
 import time
@@ -17,7 +18,9 @@ from mixq import machine
 
 TIMING = "timing"
 LONGEST_WAIT = 120.0  # seconds: a process that was stopped (Ctrl-Z) with a lock does not stop all others
-POLL = 0.002  # seconds
+POLL = 0.01  # seconds
+
+logger = logging.getLogger(__name__)
 
 
 class Turns:
@@ -29,7 +32,8 @@ class Turns:
 
     def __init__(self, folder: Path | None = None, longest_wait_s: float = LONGEST_WAIT) -> None:
         """`folder`: where the locks lie, the same for all processes of a host."""
-        self._folder = folder or Path(tempfile.gettempdir())
+        self._folder = folder
+        self._told = False
         self._longest_wait_s = longest_wait_s
         self._working: ExitStack | None = None
 
@@ -44,7 +48,10 @@ class Turns:
 
     @contextmanager
     def timing(self) -> Iterator[bool]:
-        """Have the cores alone; False where they could not be had in time, and are disturbed therefore."""
+        """Have the cores alone; False where they could not be had in time, and are disturbed therefore.
+
+        Where there can be no locks, that is logged once, and nothing is known of other processes.
+        """
         worked = self._working is not None
         self._leave_work()  # two that work, and each wait for the other to stop, would wait for ever
         try:
@@ -69,10 +76,18 @@ class Turns:
         end = time.monotonic() + self._longest_wait_s
         had = True
         for name in sorted(names):
-            descriptor = _opened(self._folder / f"mixq-{name}.lock")
-            held.callback(os.close, descriptor)
-            had = _locked(descriptor, kind, end) and had
+            try:
+                descriptor = _opened((self._folder or Path(tempfile.gettempdir())) / f"mixq-{name}.lock")
+                held.callback(os.close, descriptor)
+                had = _locked(descriptor, kind, end) and had
+            except OSError as error:
+                self._tell(error)
         return had
+
+    def _tell(self, error: OSError) -> None:
+        if not self._told:
+            logger.warning("timings are not kept apart from other mixq processes on this host: %s", error)
+        self._told = True
 
 
 def _cores() -> list[str]:
@@ -82,8 +97,10 @@ def _cores() -> list[str]:
 def _opened(path: Path) -> int:
     """A descriptor of the file, which every user of the host may lock."""
     with suppress(FileExistsError):  # a file of another user's may not be opened with O_CREAT in /tmp
-        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644))
-    return os.open(path, os.O_RDONLY)
+        made = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL)
+        os.fchmod(made, 0o644)  # whatever the umask is
+        os.close(made)
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
 
 
 def _locked(descriptor: int, kind: int, end: float) -> bool:

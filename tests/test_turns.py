@@ -113,3 +113,22 @@ def test_shares_are_disjoint_where_there_are_enough_cores() -> None:
     shares = [machine.share_of_cores(number, machine.cores(), 1) for number in range(machine.cores())]
     assert set.union(*shares) == machine.affinity()
     assert sum(map(len, shares)) == machine.cores()
+
+
+def test_where_there_can_be_no_locks_it_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    turns = Turns(tmp_path / "is not there")
+    for _ in range(2):
+        with turns.working(), turns.timing() as alone:
+            assert alone
+    assert len(caplog.records) == 1
+    assert "not kept apart from other mixq processes" in caplog.text
+
+
+def test_other_users_may_take_turns_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with Turns(tmp_path).timing():
+            pass
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}

@@ -90,6 +90,11 @@ class Watch:
     def running(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
+    def look(self) -> None:
+        """Note the signs of life that there are now."""
+        for trial in self.running():
+            self._is_lost(trial)
+
     def clear_up(self) -> int:
         """Fail the trials whose process is gone, queue again what was interrupted; the number of the latter."""
         for trial in self.running():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -48,10 +48,22 @@ class Orders:
         return Budget(self.trials, time.monotonic() - (time.time() - self.began), None, self.earlier_s)
 
 
-def take_the_lead(study: Study, settings: Settings, budget: Budget, turn: Turn, grace_s: float = GRACE_SECONDS) -> None:
-    """This process leads the study from now on. Raises InputError where another one does."""
+def take_the_lead(
+    study: Study,
+    settings: Settings,
+    budget: Budget,
+    turn: Turn,
+    say: Callable[[str], None],
+    grace_s: float = GRACE_SECONDS,
+) -> None:
+    """This process leads the study from now on. Raises InputError where another one does.
+
+    say: is told where that can only be seen by its heartbeats.
+    """
     with turn():
         known = _known_orders(study)
+        if known is not None and not known.over and not known.leader.is_local:
+            say(f"looking for {grace_s:.0f} s whether the search on {known.leader.host} still leads this study")
         if known is not None and not known.over and _is_led_by_another(study, known.leader, grace_s):
             raise InputError(
                 f"another mixq search leads the study {study.study_name!r} (on {known.leader.host}, process "

@@ -54,14 +54,14 @@ def refused(url: str, error: Exception) -> InputError:
 def turn_at(url: str, name: str) -> Turn:
     """A lock that the processes that work on study `name` take in turn; it dies with its holder.
 
-    Raises InputError where the storage has none.
+    Raises InputError where the storage has none, or its folder knows no locks.
     """
     url = url.format(SCHEMA_VERSION="")  # as Optuna does it
     parsed = sqlalchemy.make_url(url)
     backend = parsed.get_backend_name()
     if backend == SQLITE:
         path = parsed.database
-        return nullcontext if path in {None, "", ":memory:"} else lambda: _file_turn(Path(f"{path}.turn"))
+        return nullcontext if path in {None, "", ":memory:"} else _file_turn_at(Path(f"{path}.turn"))
     if backend == POSTGRESQL:
         engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool)
         key = int.from_bytes(hashlib.sha256(f"mixq {name}".encode()).digest()[:KEY_BYTES], signed=True)
@@ -87,9 +87,12 @@ def patiently(action: Callable[[], Result], longest_s: float = OUTAGE_SECONDS) -
             time.sleep(RETRY_SECONDS)
 
 
-def can_share(url: str) -> bool:
-    """Whether several processes may work on a study there."""
-    return sqlalchemy.make_url(url).get_backend_name() in {SQLITE, POSTGRESQL}
+def turn_if_any(url: str, name: str) -> Turn:
+    """`turn_at`; nothing where there is none, so that only one process can work there."""
+    try:
+        return turn_at(url, name)
+    except InputError:
+        return nullcontext
 
 
 def _opened(url: str) -> optuna.storages.BaseStorage:
@@ -125,6 +128,14 @@ def _set_up_sqlite(engine: sqlalchemy.Engine, url: str) -> None:
 def _driver_hint(url: str, error: Exception) -> str:
     missing = isinstance(error, ImportError) and url.startswith(POSTGRESQL)
     return "; for PostgreSQL, pip install 'mixq[postgres]'" if missing else ""
+
+
+def _file_turn_at(path: Path) -> Turn:
+    try:
+        with _file_turn(path):
+            return lambda: _file_turn(path)
+    except OSError as error:
+        raise InputError(f"several workers need a folder whose files can be locked: {path}: {error}") from None
 
 
 @contextmanager

@@ -25,8 +25,9 @@ KILLED = -signal.SIGKILL
 FATAL = """
 import os, signal, sys
 from importlib import import_module
-from mixq import cli
+from mixq import cli, latency
 
+latency.PATIENCE = latency.TIMINGS = 1  # time matters to no test here
 place, number, argument = sys.argv[1:4]
 module, _, path = place.partition(":")
 *owners, name = path.split(".")
@@ -68,7 +69,9 @@ FATAL_TASK = "tests.end_to_end.killing:Fatal"
 
 
 def arguments(out: Path, space: Path, *options: str | Path, task: str = TASK) -> list[str]:
-    return [str(part) for part in ("search", task, "--space", space, "--out", out, "--quiet", *options)]
+    return [
+        str(part) for part in ("search", task, "--space", space, "--out", out, "--timeout", "250", "--quiet", *options)
+    ]
 
 
 def killed_at(place: str, number: int, argument: str, command: list[str]) -> None:
@@ -79,6 +82,7 @@ def killed_at(place: str, number: int, argument: str, command: list[str]) -> Non
         capture_output=True,
         text=True,
         check=False,
+        timeout=200,
     )
     assert done.returncode == KILLED, done.stderr
 
