@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from mixq import atomic, machine
 from mixq.array_store import ArrayStore
-from mixq.config import LayerScheme, Precision
+from mixq.config import LayerScheme, Precision, all_schemes
 from mixq.errors import InputError
 from mixq.evaluation import Candidate
 from mixq.evaluator import Evaluator
@@ -36,7 +37,7 @@ from mixq.searcher.study import (
 )
 from mixq.searcher.trial import Trial
 from mixq.searcher.warmstart import analyzed_starts, uniform_starts
-from mixq.sensitivity import Sensitivity
+from mixq.sensitivity import Sensitivity, pairs
 from mixq.sensitivity import analyze as analyze_layers
 from mixq.stopwatch import Stopwatch
 from mixq.task import Task, load_task
@@ -44,6 +45,8 @@ from mixq.tracking import Tracker, default_uri
 
 INT8 = LayerScheme(precision=Precision.INT8)
 ANALYSIS_ROWS = 200  # search rows that a search's own analysis looks at, for INT8: it steers, it does not decide
+ANALYSIS_MACS = 2e12  # half a minute on two cores
+FEWEST_ROWS = 50
 NO_TRACKING = "none"
 
 
@@ -79,6 +82,7 @@ def analyze_with_bar(
     schemes: list[LayerScheme],
     rows: int | None,
     progress: Progress,
+    offered: Mapping[str, Container[LayerScheme]] | None = None,
 ) -> Sensitivity:
     """`mixq.sensitivity.analyze` for the schemes that the runtime can run somewhere, with a bar."""
     runnable = [
@@ -86,9 +90,12 @@ def analyze_with_bar(
     ]
     if not runnable:
         raise InputError(f"{evaluator.runtime.name} can run none of {', '.join(map(str, schemes))}; see mixq devices")
-    pairs = [(s, n) for s in runnable for n in evaluator.graph.layers if evaluator.runtime.refusal(s, n) is None]
-    with progress.bar(len(pairs), "analyzing") as bar:
-        return analyze_layers(evaluator, runnable, rows=rows, progress=lambda _done, _total, note: bar.step(note))
+    with progress.bar(len(pairs(evaluator, runnable, offered)), "analyzing") as bar:
+
+        def step(_done: int, _total: int, note: str) -> None:
+            bar.step(note)
+
+        return analyze_layers(evaluator, runnable, rows=rows, progress=step, offered=offered)
 
 
 @dataclass(frozen=True)
@@ -157,11 +164,23 @@ def _sensitivity(
     if known is not None:
         return known
     with watch.measuring("analysis"):
-        schemes = dict.fromkeys(scheme.untrained for unit in choices.units for scheme in unit.schemes)
-        int8 = [scheme for scheme in schemes if scheme.precision is Precision.INT8]
-        found = analyze_with_bar(evaluator, int8 or [INT8], ANALYSIS_ROWS, progress)
+        offered = {layer: {s.untrained for s in unit.schemes} for unit in choices.units for layer in unit.layers}
+        int8 = [s for s in all_schemes() if s.precision is Precision.INT8 and any(s in o for o in offered.values())]
+        if int8:
+            found = analyze_with_bar(evaluator, int8, _analysis_rows(evaluator, int8, offered), progress, offered)
+        else:
+            found = analyze_with_bar(evaluator, [INT8], ANALYSIS_ROWS, progress)
     store_sensitivity(study, found)
     return found
+
+
+def _analysis_rows(
+    evaluator: Evaluator, schemes: list[LayerScheme], offered: Mapping[str, Container[LayerScheme]]
+) -> int:
+    """As many as fit the time that an analysis may take; each run is of half the network, on average."""
+    macs = sum(layer.macs for layer in evaluator.graph.layers)
+    runs = len(pairs(evaluator, schemes, offered))
+    return int(min(ANALYSIS_ROWS, max(FEWEST_ROWS, ANALYSIS_MACS / (runs * macs / 2 + 1))))
 
 
 def _profiles(study: Study, evaluator: Evaluator, choices: Choices, watch: Stopwatch) -> Profiles:

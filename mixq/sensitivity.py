@@ -7,7 +7,7 @@ at the network's output from one lowered model for each layer and scheme.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -107,18 +107,14 @@ def analyze(
     recipe: tuple[RecipeStep, ...] = (),
     rows: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    offered: Mapping[str, Container[LayerScheme]] | None = None,
 ) -> Sensitivity:
     """Sensitivity of every layer to every scheme that the runtime can run for it, on `rows` search rows (all: None).
 
-    FP32 and schemes with stage qat are left out: the former hurts nothing, the latter is analyzed as ptq.
+    FP32 and schemes with stage qat are left out: the former hurts nothing, the latter is analyzed as ptq. offered: by
+    layer, the only schemes that are of interest.
     """
-    wanted = [s for s in schemes if s != FP32 and s.stage is Stage.PTQ]
-    jobs = [
-        (layer, scheme)
-        for layer in evaluator.graph.layers
-        for scheme in wanted
-        if evaluator.runtime.refusal(scheme, layer) is None
-    ]
+    jobs = pairs(evaluator, schemes, offered)
     split = first_rows(evaluator.data, rows)
     ratios = {scheme: _signal_to_noise(evaluator, scheme, recipe) for scheme in dict.fromkeys(s for _, s in jobs)}
     reference = {name: value[: split.rows] for name, value in evaluator.reference_outputs("search").items()}
@@ -130,10 +126,23 @@ def analyze(
         if progress is not None:
             progress(done, len(jobs), f"{layer.name} {scheme}")
         front.advance_to(layer)
-        outputs = front.outputs(evaluator.prepare(single(evaluator, layer, scheme, recipe)))
+        outputs = front.outputs(single(evaluator, layer, scheme, recipe))
         deltas.add(layer.name, str(scheme), outputs)
         found.append(_row(evaluator, layer, scheme, ratios[scheme][layer.name], split, reference, outputs, before))
     return Sensitivity(_ranked(found), split.rows, deltas.interactions())
+
+
+def pairs(
+    evaluator: Evaluator, schemes: Sequence[LayerScheme], offered: Mapping[str, Container[LayerScheme]] | None = None
+) -> list[tuple[Layer, LayerScheme]]:
+    """What `analyze` looks at, in the graph's order."""
+    wanted = [s for s in schemes if s != FP32 and s.stage is Stage.PTQ]
+    return [
+        (layer, scheme)
+        for layer in evaluator.graph.layers
+        for scheme in wanted
+        if evaluator.runtime.refusal(scheme, layer) is None and (offered is None or scheme in offered[layer.name])
+    ]
 
 
 def single(
