@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -24,6 +25,7 @@ class MiniLM(mixq.Task):
 
     primary = "spearman"
     rows_per_sample = 2  # the two sentences of a pair
+    dynamic_axes = MappingProxyType({"input_ids": (1,), "attention_mask": (1,)})  # sentences of any length
     length = 64  # tokens
     batch_size = 50
 

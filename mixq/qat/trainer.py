@@ -66,7 +66,11 @@ class Trainer:
         typed: Callable[[MixedPrecisionConfig], bool],
         group: Group | None = None,
     ) -> None:
-        self._quantizer, self._placement, self._lessons = quantizer, placement, lessons
+        # No gradient passes scales that are found at run time: such a layer stands in the twin with its rounded weight.
+        self._placement = replace(
+            placement, dynamic="stored", weight_only="stored", weight_only_beside_dynamic="stored"
+        )
+        self._quantizer, self._lessons = quantizer, lessons
         self._trainable, self._typed, self._group = tuple(trainable), typed, group or Group.current()
         self._finished: dict[str, Trained] = {}
         self._states: OrderedDict[MixedPrecisionConfig, State] = OrderedDict()
