@@ -45,7 +45,7 @@ from mixq.tracking import Tracker, default_uri
 
 INT8 = LayerScheme(precision=Precision.INT8)
 ANALYSIS_ROWS = 200  # search rows that a search's own analysis looks at, for INT8: it steers, it does not decide
-ANALYSIS_MACS = 2e12  # half a minute on two cores
+ANALYSIS_MACS = 1e12  # a quarter of a minute on two cores
 FEWEST_ROWS = 50
 NO_TRACKING = "none"
 
