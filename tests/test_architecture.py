@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / "mixq"
 
 # Left never imports right. What stands on one line is one level, and its members may import each other downwards.
 LEVELS = (
-    ("errors", "validation"),
+    ("errors", "documents", "validation", "yaml_file"),
     ("config", "machine", "stopwatch", "progress", "atomic", "array_store"),
     ("affine",),
     ("task", "dynamic_axes", "dataset", "corruptions", "drop", "measures", "deltas"),
@@ -43,7 +43,7 @@ OWNERS = {
     "mlflow": ("tracking",),
     "openvino": ("runtimes/openvino.py",),
     "onnxruntime": ("runtimes/onnxruntime.py",),
-    "yaml": ("searcher/space.py",),
+    "yaml": ("yaml_file.py",),
     "matplotlib": ("report",),
     "torch": ("graph/capture.py", "twin", "qat"),
     "tqdm": ("progress.py",),

@@ -79,7 +79,7 @@ CONFIGS: dict[str, tuple[Callable[[str], str], list[str]]] = {
     ),
     "unknown kind": (
         edited(lambda config: config["schemes"]["head"].update(precision="int8", activation="dynamic")),
-        ["cannot run layer 'head' as int8-dynamic", "dynamic INT8 activations"],
+        ["cannot run layer 'head' as int8-dynamic", "by 128 values"],
     ),
     "unknown field": (
         lambda text: text.replace('"rest"', '"remainder"'),
