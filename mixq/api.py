@@ -28,6 +28,10 @@ from mixq.verifier import verify as verify_folder
 ANALYZED = (LayerScheme(precision=Precision.INT8), LayerScheme(precision=Precision.BF16))
 
 
+SEEDS = 2**31  # samplers take 32 bits, and a resumed search adds its number of trials
+LONGEST_STUDY = 512  # characters: what Optuna's tables hold
+
+
 @dataclass(frozen=True)
 class SearchResult:
     """What a search found. best is None where nothing met the constraints: then FP32 lies in `folder`."""
@@ -106,8 +110,9 @@ def search(
     the files that the README lists, all of them current after every trial. Raises InputError for bad input.
     """
     began, progress = time.monotonic(), Progress(quiet)
-    if trials < 1 or seed < 0:
-        raise InputError(f"trials must be at least 1 and seed at least 0, got {trials} and {seed}")
+    if trials < 1 or not 0 <= seed < SEEDS:
+        raise InputError(f"trials must be at least 1 and seed at least 0 and below {SEEDS}, got {trials} and {seed}")
+    _check_names(study=study, storage=storage, tracking=tracking)
     if timeout is not None and not 0 < timeout < math.inf:
         raise InputError(f"timeout must be a positive number of seconds, got {timeout}")
     wanted = _space(space, max_drop, confidence, sampler)
@@ -165,7 +170,17 @@ def verify(folder: str | Path) -> Verification:
     return verify_folder(folder)
 
 
+def _check_names(**names: str | None) -> None:
+    for name, value in names.items():
+        if value is not None and not (value.strip() and value.isprintable()):
+            raise InputError(f"--{name} must be printable text, got {value!r}; leave it out for its default")
+    if len(names["study"] or "") > LONGEST_STUDY:
+        raise InputError(f"--study must have at most {LONGEST_STUDY} characters, got {len(names['study'] or '')}")
+
+
 def _writable(out: str | Path) -> Path:
+    if not str(out).strip():
+        raise InputError("--out must name a folder, got an empty text; give . for the current one")
     atomic.check_writable(out)
     return Path(out)
 

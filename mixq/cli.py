@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from mixq.errors import InputError, MixqError
+from mixq.errors import InputError, MixqError, shown
 
 FOUND, FAILED, BAD_INPUT, NOTHING_FEASIBLE = 0, 1, 2, 3
 
@@ -22,10 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _run(parsed)
     except InputError as error:
-        print(f"mixq: {error}", file=sys.stderr)
+        print(f"mixq: {shown(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except MixqError as error:
-        print(f"mixq: {error}", file=sys.stderr)
+        print(f"mixq: {shown(str(error))}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("mixq: interrupted; what was finished is on disk", file=sys.stderr)
@@ -53,14 +53,14 @@ def _show_warning(
 ) -> None:
     """What speaks to the user is shown as one line; libraries' deprecations are not for them."""
     if issubclass(category, UserWarning):
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {shown(str(message))}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with the arguments, as every other error is said."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"mixq: {message}; see {self.prog} --help\n")
+        self.exit(BAD_INPUT, f"mixq: {shown(message)}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,14 +97,14 @@ def _add_analyze(commands: Any) -> None:
     _add_task(parser)
     parser.add_argument("--schemes", default="int8,bf16", help="comma-separated, e.g. int8,bf16 (default)")
     parser.add_argument("--rows", type=int, help="rows of the search split (default: all)")
-    parser.add_argument("--out", type=Path, help="folder for sensitivity.csv and sensitivity.png")
+    parser.add_argument("--out", help="folder for sensitivity.csv and sensitivity.png")
 
 
 def _add_search(commands: Any) -> None:
     parser = _add(commands, "search", _search, "find the fastest mixed-precision model within a drop")
     _add_task(parser)
     parser.add_argument("--space", required=True, type=Path, help="a YAML file, e.g. search_spaces/cpu.yaml")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--out", required=True, help="folder for the results")
     parser.add_argument("--max-drop", type=float, help="in the metric's own units; replaces the space's")
     parser.add_argument("--confidence", type=float, help="accept a drop only where its upper bound passes, e.g. 0.9")
     parser.add_argument("--trials", type=int, default=100)
@@ -127,7 +127,7 @@ def _add_export(commands: Any) -> None:
     parser = _add(commands, "export", _export, "lower, measure and write one configuration")
     _add_task(parser)
     parser.add_argument("config", type=Path, metavar="CONFIG.json")
-    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--out", required=True)
 
 
 def _add_diff(commands: Any) -> None:

@@ -17,6 +17,7 @@ from mixq.graph.layers import float_only
 from mixq.job import SearchJob
 from mixq.progress import Progress
 from mixq.runtimes import get_runtime
+from mixq.scratch import check_scratch
 from mixq.searcher.choices import Choices, make_choices
 from mixq.searcher.cost import Profiles, take_profiles
 from mixq.searcher.guided import Guide
@@ -51,6 +52,7 @@ def open_evaluator(
     task: str | Task, runtime: str, threads: int, progress: Progress, confidence: float | None = None
 ) -> Evaluator:
     """The evaluator of a task, checked, captured and calibrated: everything that can be refused is refused here."""
+    check_scratch()
     loaded = load_task(task) if isinstance(task, str) else task
     evaluator = Evaluator(loaded, get_runtime(runtime), threads, confidence=confidence)
     rows = sum(len(next(iter(batch.values()))) for batch in evaluator.data.calibration)

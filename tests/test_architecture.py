@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent / "mixq"
 # Left never imports right. What stands on one line is one level, and its members may import each other downwards.
 LEVELS = (
     ("errors", "documents", "validation", "yaml_file"),
-    ("config", "machine", "stopwatch", "progress", "atomic", "array_store"),
+    ("config", "machine", "stopwatch", "progress", "atomic", "scratch", "summary", "array_store"),
     ("affine",),
     ("task", "dynamic_axes", "dataset", "corruptions", "drop", "measures", "deltas"),
     ("graph",),
