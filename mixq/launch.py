@@ -13,6 +13,7 @@ from mixq.config import LayerScheme, Precision
 from mixq.errors import InputError
 from mixq.evaluation import Candidate
 from mixq.evaluator import Evaluator
+from mixq.events import trial_values
 from mixq.graph.layers import float_only
 from mixq.job import SearchJob
 from mixq.progress import Progress
@@ -66,6 +67,16 @@ def open_evaluator(
         progress.warn(f"{count} {op} in the model: mixq quantizes no recurrent op; its weights stay float")
     found = evaluator.reference_metrics[loaded.primary]
     progress.say(f"FP32: {evaluator.primary} {found:.4f} on {evaluator.data.split('search').rows} search rows")
+    progress.event(
+        "captured",
+        {
+            "model": evaluator.fingerprint,
+            "layers": len(evaluator.graph.layers),
+            "macs": macs,
+            "primary": loaded.primary,
+            "metric": found,
+        },
+    )
     _ = evaluator.quantizer
     for corrupt in evaluator.data.corruptions().values():
         corrupt(evaluator.data.example)  # checked now, used at the end
@@ -244,7 +255,12 @@ def _run(job: SearchJob, stop: Stop, progress: Progress, doing: str, *, queued_o
     with progress.bar(job.budget.trials, doing, len(job.trials), job.budget.deadline) as bar:
 
         def on_trial(trial: Trial, candidate: Candidate | None) -> None:
+            before = job.best()
             job.on_trial(trial, candidate)
+            progress.event("trial", trial_values(trial))
+            best = job.best()
+            if best is not None and (before is None or best.config.id != before.config.id):
+                progress.event("best", trial_values(best))
             bar.step(_standing(job))
             if trial.state == "failed":
                 progress.warn(f"trial {trial.number} failed: {trial.reason}")
