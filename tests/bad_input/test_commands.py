@@ -132,7 +132,7 @@ CONFIGS: dict[str, tuple[Callable[[str], str], list[str]]] = {
 
 COMMANDS = {
     "": ["the following arguments are required: COMMAND", "mixq --help"],
-    "quantize": ["invalid choice: 'quantize'", "'analyze', 'search', 'evaluate', 'export'"],
+    "quantize": ["invalid choice: 'quantize'", "'analyze', 'search', 'run', 'evaluate', 'export'"],
     "search {files}/task.py:Tiny --out out": ["required: --space", "mixq search --help"],
     "verify {files}": ["cannot read", "certificate.json: No such file", "a folder that a search or an export"],
     "verify missing": ["missing/certificate.json"],

@@ -119,8 +119,9 @@ def test_a_worker_of_each_joins(project: Path) -> None:
     if "worker" not in (commands or ()):
         pytest.skip("this mixq has no worker command")
     (project / "bin/mixq").write_text(MIXQ.format(python=sys.executable, more=""), encoding="utf-8")
-    search = [*["search", "task.py:Tiny", "--space", "space.yaml", "--out", "runs/out", "--study", "tiny", "--trials", "1", "--quiet"]]
-    done = run([f"{project}/bin/mixq", *search, "--storage", STUDY["STORAGE"], "--tracking", "none"], project)
+    search = ["search", "task.py:Tiny", "--space", "space.yaml", "--out", "runs/out", "--study", "tiny"]
+    options = ["--storage", STUDY["STORAGE"], "--trials", "1", "--tracking", "none", "--quiet"]
+    done = run([f"{project}/bin/mixq", *search, *options], project)
     assert done.returncode == 0, done.stderr
     command = [*container()["command"], *container()["args"]]
     assert run(command, project, **STUDY, JOB_COMPLETION_INDEX="1").returncode == 0

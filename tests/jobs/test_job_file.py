@@ -100,7 +100,7 @@ def test_what_a_task_prints_is_no_event(files: Path, capfd: pytest.CaptureFixtur
     path = job_of(files, 1)
     text = path.read_text(encoding="utf-8").replace("task.py:Tiny", "loud.py:Loud")
     path.write_text(text, encoding="utf-8")
-    loud = "from task import Tiny\n\n\nclass Loud(Tiny):\n    def model(self):\n        print('hello')\n        return super().model()\n"
+    loud = "from task import Tiny\n\n\nclass Loud(Tiny):\n    def __init__(self):\n        print('hello')\n"
     (files / "loud.py").write_text(loud, encoding="utf-8")
     assert cli.main(["run", str(path), "--json", "--quiet"]) == cli.FOUND
     said, told = capfd.readouterr()
