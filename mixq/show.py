@@ -84,7 +84,7 @@ def result(summary: Mapping[str, Any], folder: Path) -> str:
 def _bound(summary: Mapping[str, Any]) -> str:
     """With a confidence: what the drop stays below."""
     bound, confidence = summary["best"].get("drop_bound"), summary["constraints"].get("confidence")
-    return "" if bound is None else f", at most {bound:+.4f} with a confidence of {confidence:g}"
+    return "" if bound is None or confidence is None else f", at most {bound:+.4f} with a confidence of {confidence:g}"
 
 
 def evaluation(found: EvaluationReport) -> str:
