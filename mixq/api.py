@@ -12,6 +12,7 @@ from mixq import atomic, report
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision
 from mixq.errors import InputError
 from mixq.evaluation import Evaluation
+from mixq.events import Events
 from mixq.exporter import export as export_candidate
 from mixq.job import sensitivity_frame
 from mixq.launch import Names, analyze_with_bar, open_evaluator, open_job, run_job, task_name
@@ -26,6 +27,10 @@ from mixq.verifier import Verification
 from mixq.verifier import verify as verify_folder
 
 ANALYZED = (LayerScheme(precision=Precision.INT8), LayerScheme(precision=Precision.BF16))
+
+
+SEEDS = 2**31  # samplers take 32 bits, and a resumed search adds its number of trials
+LONGEST_STUDY = 512  # characters: what Optuna's tables hold
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ def search(
     tracking: str | None = None,
     sampler: str | None = None,
     quiet: bool = False,
+    events: Events | None = None,
 ) -> SearchResult:
     """Find the best mixed-precision configuration of `space` for this task on this machine; resume where there is one.
 
@@ -104,14 +110,18 @@ def search(
     of the study; timeout in seconds. storage: Optuna URL, by default a SQLite file in `out`; tracking: MLflow URI,
     by default a SQLite file in `out`, "none" for none. Ends after the trial in flight on Ctrl-C or SIGTERM. Writes
     the files that the README lists, all of them current after every trial. Raises InputError for bad input.
+    events: told what happens while it does ("started", "captured", "trial", "best", "warning").
     """
-    began, progress = time.monotonic(), Progress(quiet)
-    if trials < 1 or seed < 0:
-        raise InputError(f"trials must be at least 1 and seed at least 0, got {trials} and {seed}")
+    began, progress = time.monotonic(), Progress(quiet, events)
+    if trials < 1 or not 0 <= seed < SEEDS:
+        raise InputError(f"trials must be at least 1 and seed at least 0 and below {SEEDS}, got {trials} and {seed}")
+    _check_names(study=study, storage=storage, tracking=tracking)
     if timeout is not None and not 0 < timeout < math.inf:
         raise InputError(f"timeout must be a positive number of seconds, got {timeout}")
     wanted = _space(space, max_drop, confidence, sampler)
     folder = _writable(out)
+    started = {"task": task_name(task), "out": str(out), "runtime": runtime, "threads": threads}
+    progress.event("started", {**started, "seed": seed, "trials": trials, "timeout": timeout})
     evaluator = open_evaluator(task, runtime, threads, progress, wanted.constraints.confidence)
     evaluator.data.warn_if_splits_are_equal()
     names = Names(task_name(task), study or task_name(task).rpartition(":")[2], storage, tracking)
@@ -165,7 +175,17 @@ def verify(folder: str | Path) -> Verification:
     return verify_folder(folder)
 
 
+def _check_names(**names: str | None) -> None:
+    for name, value in names.items():
+        if value is not None and not (value.strip() and value.isprintable()):
+            raise InputError(f"--{name} must be printable text, got {value!r}; leave it out for its default")
+    if len(names["study"] or "") > LONGEST_STUDY:
+        raise InputError(f"--study must have at most {LONGEST_STUDY} characters, got {len(names['study'] or '')}")
+
+
 def _writable(out: str | Path) -> Path:
+    if not str(out).strip():
+        raise InputError("--out must name a folder, got an empty text; give . for the current one")
     atomic.check_writable(out)
     return Path(out)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,13 +42,16 @@ class ArrayStore:
         atomic.write_bytes(self._path(key), hashlib.sha256(content).digest() + content)
 
     def load(self, key: str) -> tuple[Any, dict[str, npt.NDArray[Any]]] | None:
-        """The index and the arrays that `save` was given; None where there is no such file, or one that is torn."""
+        """The index and the arrays that `save` was given; None where there is no file that `save` wrote."""
         content = self._read(key)
         if content is None:
             return None
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        return json.loads(arrays.pop(INDEX).tobytes()), arrays
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            return json.loads(arrays.pop(INDEX).tobytes()), arrays
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile):  # a pickle, or no archive of ours: made by another
+            return None
 
     def _read(self, key: str) -> bytes | None:
         """The archive in the file, if it is the one that was written."""

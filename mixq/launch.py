@@ -14,10 +14,12 @@ from mixq.config import LayerScheme, Precision, all_schemes
 from mixq.errors import InputError
 from mixq.evaluation import Candidate
 from mixq.evaluator import Evaluator
+from mixq.events import trial_values
 from mixq.graph.layers import float_only
 from mixq.job import SearchJob
 from mixq.progress import Progress
 from mixq.runtimes import get_runtime
+from mixq.scratch import check_scratch
 from mixq.searcher.choices import Choices, make_choices
 from mixq.searcher.cost import Profiles, take_profiles
 from mixq.searcher.guided import Guide
@@ -54,6 +56,7 @@ def open_evaluator(
     task: str | Task, runtime: str, threads: int, progress: Progress, confidence: float | None = None
 ) -> Evaluator:
     """The evaluator of a task, checked, captured and calibrated: everything that can be refused is refused here."""
+    check_scratch()
     loaded = load_task(task) if isinstance(task, str) else task
     evaluator = Evaluator(loaded, get_runtime(runtime), threads, confidence=confidence)
     rows = sum(len(next(iter(batch.values()))) for batch in evaluator.data.calibration)
@@ -67,6 +70,16 @@ def open_evaluator(
         progress.warn(f"{count} {op} in the model: mixq quantizes no recurrent op; its weights stay float")
     found = evaluator.reference_metrics[loaded.primary]
     progress.say(f"FP32: {evaluator.primary} {found:.4f} on {evaluator.data.split('search').rows} search rows")
+    progress.event(
+        "captured",
+        {
+            "model": evaluator.fingerprint,
+            "layers": len(evaluator.graph.layers),
+            "macs": macs,
+            "primary": loaded.primary,
+            "metric": found,
+        },
+    )
     _ = evaluator.quantizer
     for corrupt in evaluator.data.corruptions().values():
         corrupt(evaluator.data.example)  # checked now, used at the end
@@ -261,7 +274,12 @@ def _run(job: SearchJob, stop: Stop, progress: Progress, doing: str, *, queued_o
     with progress.bar(job.budget.trials, doing, len(job.trials), job.budget.deadline) as bar:
 
         def on_trial(trial: Trial, candidate: Candidate | None) -> None:
+            before = job.best()
             job.on_trial(trial, candidate)
+            progress.event("trial", trial_values(trial))
+            best = job.best()
+            if best is not None and (before is None or best.config.id != before.config.id):
+                progress.event("best", trial_values(best))
             bar.step(_standing(job))
             if trial.state == "failed":
                 progress.warn(f"trial {trial.number} failed: {trial.reason}")
