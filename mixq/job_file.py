@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,9 @@ class JobFile(_Part):
         """The same job, its relative paths taken from `folder`."""
         module, separator, name = self.task.rpartition(":")
         changed = {
-            "task": f"{folder / module}{separator}{name}" if module.endswith(".py") else self.task,
-            "space": str(folder / self.space),
-            "out": str(folder / self.out),
+            "task": f"{normpath(folder / module)}{separator}{name}" if module.endswith(".py") else self.task,
+            "space": normpath(folder / self.space),
+            "out": normpath(folder / self.out),
             "storage": _sqlite_within(folder, self.storage),
             "tracking": _sqlite_within(folder, self.tracking),
         }
