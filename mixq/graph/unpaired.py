@@ -72,12 +72,12 @@ def _integer_product(graph: ir.Graph, node: ir.Node, layer: Layer, weight: QPara
         inputs = [data, add_initializer(graph, f"{layer.name}.weight_quantized", codes), zero]
         other_scale = add_initializer(graph, f"{layer.name}.weight_scale", _known(weight).scale)
     product = _node("MatMulInteger", inputs, layer.name, kind=ir.DataType.INT32)
-    cast = _node("Cast", [product.outputs[0]], f"{layer.name}_cast", {"to": ir.DataType.FLOAT.value})
-    scales = _node("Mul", [scale, other_scale], f"{layer.name}_scales")
-    scaled = _node("Mul", [cast.outputs[0], scales.outputs[0]], f"{layer.name}_scaled")
+    cast = _node("Cast", [product.outputs[0]], f"{layer.name}.cast", {"to": ir.DataType.FLOAT.value})
+    scales = _node("Mul", [scale, other_scale], f"{layer.name}.scales")
+    scaled = _node("Mul", [cast.outputs[0], scales.outputs[0]], f"{layer.name}.scaled")
     nodes = [product, cast, scales, scaled]
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        nodes.append(_node("Add", [scaled.outputs[0], node.inputs[2]], f"{layer.name}_biased"))
+        nodes.append(_node("Add", [scaled.outputs[0], node.inputs[2]], f"{layer.name}.biased"))
     graph.insert_before(node, nodes)
     _replace(graph, node, nodes[-1].outputs[0])
 
@@ -93,7 +93,7 @@ def _look_codes_up(graph: ir.Graph, node: ir.Node, layer: Layer, weight: QParams
     scale = add_initializer(graph, f"{layer.name}.weight_scale", qparams.scale)
     zero = add_initializer(graph, f"{layer.name}.weight_zero_point", qparams.zero_point.astype(np.int8))
     axis = {} if qparams.axis is None else {"axis": rank - 1}
-    back = _node("DequantizeLinear", [found.outputs[0], scale, zero], f"{layer.name}_dequantize", axis)
+    back = _node("DequantizeLinear", [found.outputs[0], scale, zero], f"{layer.name}.dequantize", axis)
     graph.insert_before(node, [found, back])
     _replace(graph, node, back.outputs[0])
 
