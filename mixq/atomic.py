@@ -89,9 +89,8 @@ def locked(folder: str | Path, exclusive: bool = False) -> Iterator[None]:
     two processes that write the same files at the same time are not kept apart.
     """
     descriptor = None
-    with suppress(
-        OSError, ValueError
-    ):  # a folder that is missing or may not be listed: reading or writing will say it better
+    # A folder that is missing or may not be listed: reading or writing will say it better.
+    with suppress(OSError, ValueError):
         descriptor = os.open(folder, os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
     try:

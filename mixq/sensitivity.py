@@ -116,7 +116,10 @@ def analyze(
     """
     jobs = pairs(evaluator, schemes, offered)
     split = first_rows(evaluator.data, rows)
-    ratios = {scheme: _signal_to_noise(evaluator, scheme, recipe) for scheme in dict.fromkeys(s for _, s in jobs)}
+    asked: dict[LayerScheme, list[str]] = {}
+    for layer, scheme in jobs:
+        asked.setdefault(scheme, []).append(layer.name)
+    ratios = {scheme: _signal_to_noise(evaluator, scheme, names, recipe) for scheme, names in asked.items()}
     reference = {name: value[: split.rows] for name, value in evaluator.reference_outputs("search").items()}
     front = Front(evaluator, split)
     before = evaluator.primary_value(reference, split)
@@ -168,19 +171,20 @@ def first_rows(data: TaskData, rows: int | None) -> Split:
     return replace(split, batches=tuple(batches), targets=split.targets[:taken])
 
 
-def _signal_to_noise(evaluator: Evaluator, scheme: LayerScheme, recipe: tuple[RecipeStep, ...]) -> dict[str, float]:
-    """dB by layer, from the shadows, on the first SHADOW_ROWS search rows."""
+def _signal_to_noise(
+    evaluator: Evaluator, scheme: LayerScheme, names: Sequence[str], recipe: tuple[RecipeStep, ...]
+) -> dict[str, float]:
+    """dB by layer of `names`, from the shadows, on the first SHADOW_ROWS search rows."""
     graph, runtime = evaluator.graph, evaluator.runtime
     prepared = shadowed(evaluator.quantizer.prepared(recipe))
     shadows = prepared.graph
-    able = [layer.name for layer in graph.layers if runtime.refusal(scheme, layer) is None]
-    config = shadow_config(graph, able, scheme, recipe, evaluator.fingerprint)
+    config = shadow_config(graph, names, scheme, recipe, evaluator.fingerprint)
     plan = make_plan(shadows, config.static_layers, shadow_placement(runtime.placement))
     model = lower(shadows, config, plan, parameters(prepared, plan, config.layers_with(Precision.INT8)))
     executable = runtime.compile(serialize(model), machine.cores(), runtime.options(config))
     batches = first_rows(evaluator.data, SHADOW_ROWS).batches
     sums = run_batches(executable, batches, evaluator.data.batch_rows)
-    return {name: _decibel(sums[signal_name(name)], sums[noise_name(name)]) for name in able}
+    return {name: _decibel(sums[signal_name(name)], sums[noise_name(name)]) for name in names}
 
 
 def _decibel(signal: np.ndarray, noise: np.ndarray) -> float:

@@ -18,7 +18,7 @@ from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision
 from mixq.errors import InputError
 from mixq.graph import large
 from mixq.graph.model import Layer
-from mixq.graph.placement import VALUE_PRESERVING, Placement
+from mixq.graph.placement import VALUE_PRESERVING, Forms, Placement
 from mixq.runtimes.base import Audit, Executable, Runtime
 from mixq.runtimes.openvino_audit import read_audit
 from mixq.scratch import scratch_folder
@@ -43,8 +43,7 @@ class OpenVino(Runtime):
         transparent=VALUE_PRESERVING | {"Pad"},
         integer=frozenset({"Add", "GlobalAveragePool"}),
         no_zero_point=frozenset({"ConvTranspose"}),
-        weight_only="stored",
-        dynamic="stored",
+        forms=Forms(weight_only="stored", dynamic="stored"),
     )
 
     @cached_property
