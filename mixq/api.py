@@ -14,6 +14,7 @@ from mixq.config import LayerScheme, MixedPrecisionConfig, Precision
 from mixq.crew import Crew
 from mixq.errors import InputError
 from mixq.evaluation import Evaluation
+from mixq.events import Events
 from mixq.exporter import export as export_candidate
 from mixq.job import sensitivity_frame
 from mixq.launch import Names, analyze_with_bar, local_storage, open_evaluator, open_job, task_name
@@ -22,14 +23,20 @@ from mixq.progress import Progress
 from mixq.searcher.run import Budget
 from mixq.searcher.space import SearchSpace, check_space, load_space
 from mixq.searcher.stop import stop_on_signals
+from mixq.searcher.storage import check_shared
 from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity
 from mixq.task import Task
+from mixq.urls import redacted
 from mixq.verifier import Verification
 from mixq.verifier import verify as verify_folder
 from mixq.worker import work as work_on
 
 ANALYZED = (LayerScheme(precision=Precision.INT8), LayerScheme(precision=Precision.BF16))
+
+
+SEEDS = 2**31  # samplers take 32 bits, and a resumed search adds its number of trials
+LONGEST_STUDY = 512  # characters: what Optuna's tables hold
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ def search(
     sampler: str | None = None,
     workers: int = 1,
     quiet: bool = False,
+    events: Events | None = None,
 ) -> SearchResult:
     """Find the best mixed-precision configuration of `space` for this task on this machine; resume where there is one.
 
@@ -110,15 +118,19 @@ def search(
     by default a SQLite file in `out`, "none" for none. workers: processes on this host that evaluate; `work` joins more
     from anywhere. Ends after the trials in flight on Ctrl-C or SIGTERM. Writes the files that the README lists, all of
     them current after every trial. Raises InputError for bad input, and where another search leads the study.
+    events: told what happens while it does ("started", "captured", "trial", "best", "warning").
     """
-    began, progress = time.monotonic(), Progress(quiet)
-    if trials < 1 or seed < 0:
-        raise InputError(f"trials must be at least 1 and seed at least 0, got {trials} and {seed}")
+    began, progress = time.monotonic(), Progress(quiet, events)
+    if trials < 1 or not 0 <= seed < SEEDS:
+        raise InputError(f"trials must be at least 1 and seed at least 0 and below {SEEDS}, got {trials} and {seed}")
+    _check_names(study=study, storage=storage, tracking=tracking)
     if timeout is not None and not 0 < timeout < math.inf:
         raise InputError(f"timeout must be a positive number of seconds, got {timeout}")
     wanted = _space(space, max_drop, confidence, sampler)
-    _check_workers(workers, task)
+    _check_workers(workers, task, storage)
     folder = _writable(out)
+    started = {"task": task_name(task), "out": str(out), "runtime": runtime, "threads": threads}
+    progress.event("started", {**started, "workers": workers, "seed": seed, "trials": trials, "timeout": timeout})
     evaluator = open_evaluator(task, runtime, threads, progress, wanted.constraints.confidence)
     evaluator.data.warn_if_splits_are_equal()
     names = Names(task_name(task), study or task_name(task).rpartition(":")[2], storage, tracking)
@@ -147,19 +159,22 @@ def work(
     study, and the search makes the best model again from its configuration). Raises InputError for bad input, and where
     this host's CPU is not the one whose latencies the study compares.
     """
+    _check_names(study=study, storage=storage)
     return work_on(task, study, storage, None if out is None else _writable(out), Progress(quiet))
 
 
-def _check_workers(workers: int, task: str | Task) -> None:
+def _check_workers(workers: int, task: str | Task, storage: str | None) -> None:
     if workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}")
-    if workers > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if workers > 1 and os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError(f"workers={workers} and torchrun both start processes; give one of them")
     if workers > 1 and not isinstance(task, str):
         raise InputError(
             f"workers={workers} are processes of their own, which need the task as 'file.py:Class' or "
             f"'package.module:Class', got an object of {type(task).__name__}"
         )
+    if workers > 1 and storage is not None:
+        check_shared(storage)
 
 
 def evaluate(
@@ -204,7 +219,17 @@ def verify(folder: str | Path) -> Verification:
     return verify_folder(folder)
 
 
+def _check_names(**names: str | None) -> None:
+    for name, value in names.items():
+        if value is not None and not (value.strip() and value.isprintable()):
+            raise InputError(f"--{name} must be printable text, got {redacted(value)!r}; leave it out for its default")
+    if len(names["study"] or "") > LONGEST_STUDY:
+        raise InputError(f"--study must have at most {LONGEST_STUDY} characters, got {len(names['study'] or '')}")
+
+
 def _writable(out: str | Path) -> Path:
+    if not str(out).strip():
+        raise InputError("--out must name a folder, got an empty text; give . for the current one")
     atomic.check_writable(out)
     return Path(out)
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -43,13 +44,16 @@ class ArrayStore:
         atomic.write_bytes(self._path(key), hashlib.sha256(content).digest() + content)
 
     def load(self, key: str) -> tuple[Any, dict[str, npt.NDArray[Any]]] | None:
-        """The index and the arrays that `save` was given; None where there is no such file, or one that is torn."""
+        """The index and the arrays that `save` was given; None where there is no file that `save` wrote."""
         content = self._read(key)
         if content is None:
             return None
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        return json.loads(arrays.pop(INDEX).tobytes()), arrays
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            return json.loads(arrays.pop(INDEX).tobytes()), arrays
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile):  # a pickle, or no archive of ours: made by another
+            return None
 
     @contextmanager
     def making(self, key: str) -> Iterator[None]:

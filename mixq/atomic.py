@@ -63,14 +63,14 @@ def check_writable(folder: str | Path) -> None:
     Raises InputError, with the path and what to do, where it cannot.
     """
     folder = Path(folder)
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         proof = folder / ".writable"
         write_bytes(proof, b"")
         proof.unlink(missing_ok=True)
     finally:
         for path in made:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 path.rmdir()
 
 
@@ -89,7 +89,8 @@ def locked(folder: str | Path, exclusive: bool = False) -> Iterator[None]:
     two processes that write the same files at the same time are not kept apart.
     """
     descriptor = None
-    with suppress(OSError):  # a folder that is missing or may not be listed: reading or writing will say it better
+    # A folder that is missing or may not be listed: reading or writing will say it better.
+    with suppress(OSError, ValueError):
         descriptor = os.open(folder, os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
     try:
@@ -123,6 +124,8 @@ def _flush_names(folder: Path) -> None:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
+    except ValueError as error:
+        raise InputError(f"cannot write {path}: {error}; choose a name that a file can have") from error
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0, "choose a folder that you may write to")
         raise InputError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error

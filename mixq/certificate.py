@@ -15,7 +15,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from mixq.errors import InputError
 from mixq.graph import Layer, large
 from mixq.task import Inputs
-from mixq.validation import explain
+from mixq.validation import explain, few
 
 MODEL, CONFIG, PROBE = "best.onnx", "best.json", "probe.npz"
 FILES = (MODEL, CONFIG, PROBE)
@@ -93,17 +93,22 @@ class Certificate(_Value):
     def load(cls, path: Path) -> Certificate:
         """Raises InputError where the file is missing, cut off, or not a whole certificate."""
         try:
-            certificate = cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            reason = f"cannot read {path}: {error.strerror}"
-            raise InputError(f"{reason}; give a folder that a search or an export wrote") from error
+            certificate = cls.model_validate_json(_read(path))
         except ValidationError as error:
-            reasons = "; ".join(sentence for _, sentence in explain(error, cls))
+            reasons = "; ".join(few([sentence for _, sentence in explain(error, cls)]))
             raise InputError(f"{path} is not a whole certificate: {reasons}; export again") from None
         if set(certificate.files) - {DATA} != set(FILES):
             known = ", ".join(FILES)
             raise InputError(f"{path} describes the files {sorted(certificate.files)} instead of {known}; export again")
         return certificate
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a path with NUL in it
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot read {path}: {reason}; give a folder that a search or an export wrote") from error
 
 
 def model_files(model: bytes) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from mixq.errors import InputError, MixqError
+from mixq.errors import InputError, MixqError, shown
 
 FOUND, FAILED, BAD_INPUT, NOTHING_FEASIBLE = 0, 1, 2, 3
 
@@ -22,10 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _run(parsed)
     except InputError as error:
-        print(f"mixq: {error}", file=sys.stderr)
+        print(f"mixq: {shown(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except MixqError as error:
-        print(f"mixq: {error}", file=sys.stderr)
+        print(f"mixq: {shown(str(error))}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("mixq: interrupted; what was finished is on disk", file=sys.stderr)
@@ -34,13 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(parsed: Any) -> int:
-    """The command; where torchrun started several processes, in the first of them."""
     run: Callable[[Any], int] = parsed.run
-    if "WORLD_SIZE" not in os.environ or not hasattr(parsed, "runtime"):
-        return run(parsed)
+    return _together(lambda: run(parsed), parsed.task, parsed.runtime) if hasattr(parsed, "runtime") else run(parsed)
+
+
+def _together(run: Callable[[], int], task: str, runtime: str) -> int:
+    """What `run` returns; where torchrun started several processes, in the first of them."""
+    if "WORLD_SIZE" not in os.environ:
+        return run()
     from mixq.together import run_together, started_by_torchrun
 
-    return run_together(lambda: run(parsed), parsed.task, parsed.runtime) if started_by_torchrun() else run(parsed)
+    return run_together(run, task, runtime) if started_by_torchrun() else run()
 
 
 def _show_warning(
@@ -53,14 +57,14 @@ def _show_warning(
 ) -> None:
     """What speaks to the user is shown as one line; libraries' deprecations are not for them."""
     if issubclass(category, UserWarning):
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {shown(str(message))}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with the arguments, as every other error is said."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"mixq: {message}; see {self.prog} --help\n")
+        self.exit(BAD_INPUT, f"mixq: {shown(message)}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_analyze(commands)
     _add_search(commands)
+    _add_run(commands)
     _add_worker(commands)
     _add_evaluate(commands)
     _add_export(commands)
@@ -98,14 +103,14 @@ def _add_analyze(commands: Any) -> None:
     _add_task(parser)
     parser.add_argument("--schemes", default="int8,bf16", help="comma-separated, e.g. int8,bf16 (default)")
     parser.add_argument("--rows", type=int, help="rows of the search split (default: all)")
-    parser.add_argument("--out", type=Path, help="folder for sensitivity.csv and sensitivity.png")
+    parser.add_argument("--out", help="folder for sensitivity.csv and sensitivity.png")
 
 
 def _add_search(commands: Any) -> None:
     parser = _add(commands, "search", _search, "find the fastest mixed-precision model within a drop")
     _add_task(parser)
     parser.add_argument("--space", required=True, type=Path, help="a YAML file, e.g. search_spaces/cpu.yaml")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--out", required=True, help="folder for the results")
     parser.add_argument("--max-drop", type=float, help="in the metric's own units; replaces the space's")
     parser.add_argument("--confidence", type=float, help="accept a drop only where its upper bound passes, e.g. 0.9")
     parser.add_argument("--trials", type=int, default=100)
@@ -115,7 +120,15 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("--storage", help="Optuna storage URL (default: a SQLite file in --out)")
     parser.add_argument("--tracking", help="MLflow tracking URI, or none (default: a SQLite file in --out)")
     parser.add_argument("--workers", type=int, default=1, help="processes on this host that evaluate (default 1)")
+    parser.add_argument("--json", action="store_true", help="print one JSON line an event, and nothing else")
     parser.add_argument("--sampler", help="guided, tpe, gp, nsga2 or random; replaces the space's")
+
+
+def _add_run(commands: Any) -> None:
+    parser = _add(commands, "run", _run_job, "a search whose options stand in a YAML file")
+    parser.add_argument("job", metavar="JOB.yaml", help="see experiments/jobs/digits.yaml")
+    parser.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    parser.add_argument("--json", action="store_true", help="print one JSON line an event, and nothing else")
 
 
 def _add_worker(commands: Any) -> None:
@@ -123,7 +136,7 @@ def _add_worker(commands: Any) -> None:
     parser.add_argument("task", metavar="TASK", help="the search's: path/to/task.py:Class or package.module:Class")
     parser.add_argument("--study", required=True, help="name of the study that mixq search leads")
     parser.add_argument("--storage", help="the search's Optuna storage URL (default: what MIXQ_STORAGE says)")
-    parser.add_argument("--out", type=Path, help="the search's folder, where it can be reached from another host")
+    parser.add_argument("--out", help="the search's folder, where it can be reached from another host")
     parser.add_argument("--quiet", action="store_true", help="no progress on the terminal")
 
 
@@ -138,7 +151,7 @@ def _add_export(commands: Any) -> None:
     parser = _add(commands, "export", _export, "lower, measure and write one configuration")
     _add_task(parser)
     parser.add_argument("config", type=Path, metavar="CONFIG.json")
-    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--out", required=True)
 
 
 def _add_diff(commands: Any) -> None:
@@ -167,9 +180,6 @@ def _analyze(arguments: Any) -> int:
 
 
 def _search(arguments: Any) -> int:
-    from mixq import show
-    from mixq.api import search
-
     names = (
         "max_drop",
         "confidence",
@@ -184,9 +194,56 @@ def _search(arguments: Any) -> int:
         "workers",
     )
     options = {name: getattr(arguments, name) for name in (*names, "sampler", "quiet")}
-    result = search(arguments.task, arguments.space, arguments.out, **options)
+    return _searched(
+        arguments.json, {"task": arguments.task, "space": arguments.space, "out": arguments.out, **options}
+    )
+
+
+def _run_job(arguments: Any) -> int:
+    from mixq.job_file import load_job
+
+    job = load_job(arguments.job)
+    options = {**job.options(), "quiet": arguments.quiet}
+    return _together(lambda: _searched(arguments.json, options), job.task, job.runtime)
+
+
+def _searched(as_json: bool, options: dict[str, Any]) -> int:
+    from mixq import show
+    from mixq.api import search
+
+    if as_json:
+        return _told(options)
+    result = search(**options)
     print(show.result(result.summary, result.folder))
     return FOUND if result.feasible else NOTHING_FEASIBLE
+
+
+def _told(options: dict[str, Any]) -> int:
+    """A search that tells a program what happens: one JSON line an event, the last one its end."""
+    from mixq.api import search
+    from mixq.events import events_on_stdout
+
+    end: dict[str, Any] = {"exit_code": FAILED, "summary": None}
+    with events_on_stdout() as events:
+        shown_before = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            shown_before(message, category, *where, **more)
+            if issubclass(category, UserWarning):
+                events("warning", {"message": str(message)})
+
+        warnings.showwarning = tell
+        try:
+            result = search(**options, events=events)
+            code = FOUND if result.feasible else NOTHING_FEASIBLE
+            end = {"exit_code": code, "summary": str(result.folder / "summary.json"), "feasible": result.feasible}
+        except MixqError as error:
+            end |= {"exit_code": BAD_INPUT if isinstance(error, InputError) else FAILED, "error": shown(str(error))}
+            raise
+        finally:
+            warnings.showwarning = shown_before
+            events("finished", end)
+    return code
 
 
 def _worker(arguments: Any) -> int:

@@ -22,8 +22,9 @@ from pydantic import (
     model_validator,
 )
 
+from mixq.documents import parse_json, read_text
 from mixq.errors import InputError
-from mixq.validation import explain
+from mixq.validation import explain, few
 
 
 class Precision(StrEnum):
@@ -219,24 +220,15 @@ class MixedPrecisionConfig(_Value):
     def from_json(cls, text: str, source: str = "configuration") -> MixedPrecisionConfig:
         """Raises InputError, naming `source`, where the text is not a whole and valid configuration."""
         try:
-            return cls.model_validate(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{source} is not valid JSON (line {error.lineno}: {error.msg}); it may be truncated: write it again"
-            ) from None
+            return cls.model_validate(parse_json(text, source))
         except ValidationError as error:
-            reasons = "; ".join(sentence for _, sentence in explain(error, cls))
+            reasons = "; ".join(few([sentence for _, sentence in explain(error, cls)]))
             raise InputError(f"{source}: {reasons}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> MixedPrecisionConfig:
         """Read `path` (JSON). Raises InputError for a missing, unreadable or invalid file."""
-        try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"), str(path))
-        except OSError as error:
-            raise InputError(f"cannot read the configuration {path}: {error.strerror}; {_WRITTEN}") from None
-        except UnicodeDecodeError:
-            raise InputError(f"the configuration {path} is no text (UTF-8); {_WRITTEN}") from None
+        return cls.from_json(read_text(path, "the configuration", _WRITTEN), str(path))
 
     def check_for(self, model: str, layers: Iterable[str]) -> None:
         """Raises InputError unless this is a configuration of the model with this fingerprint and these layers."""

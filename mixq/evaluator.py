@@ -9,6 +9,8 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from mixq import machine, measures
 from mixq.array_store import ArrayStore
 from mixq.batches import concatenated, filled, run_batch, run_batches
@@ -176,10 +178,16 @@ class Evaluator:
 
     def lowered(self, config: MixedPrecisionConfig, prepared: Prepared) -> Candidate:
         """`config` with the parameters that a recipe or a training left."""
+        return Candidate(config, serialize(self._lowered_model(config, prepared)), self.runtime.options(config))
+
+    def untrained_model(self, config: MixedPrecisionConfig) -> ir.Model:
+        """What `prepare` would serialize for a configuration without training."""
+        return self._lowered_model(config, self.quantizer.prepared(config.recipe))
+
+    def _lowered_model(self, config: MixedPrecisionConfig, prepared: Prepared) -> ir.Model:
         plan = make_plan(prepared.graph, config.static_layers, self.runtime.placement)
         chosen = parameters(prepared, plan, config.layers_with(Precision.INT8))
-        model = serialize(lower(prepared.graph, config, plan, chosen, typed=self.runtime.typed(config)))
-        return Candidate(config, model, self.runtime.options(config))
+        return lower(prepared.graph, config, plan, chosen, typed=self.runtime.typed(config))
 
     def check_runnable(self, config: MixedPrecisionConfig) -> None:
         """Raises InputError, naming the layer and the reason, where the runtime cannot run a scheme."""

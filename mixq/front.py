@@ -13,14 +13,13 @@ import onnx_ir as ir
 
 from mixq import machine
 from mixq.batches import concatenated, run_batch
-from mixq.config import Precision
+from mixq.config import MixedPrecisionConfig, Precision
 from mixq.dataset import Split
-from mixq.evaluation import Candidate
 from mixq.evaluator import Evaluator
 from mixq.graph import serialize
 from mixq.graph.cut import Cut, find_cuts, tail
 from mixq.graph.layers import row_shapes
-from mixq.graph.model import Layer, deserialize, values_by_name
+from mixq.graph.model import Layer, values_by_name
 from mixq.graph.plan import Plan, make_plan
 from mixq.runtimes import Executable
 from mixq.task import Inputs, Outputs
@@ -56,22 +55,25 @@ class Front:
         if able and self._work(able[-1]) - self._work(self._cut) >= WORTH * sum(one.macs for one in graph.layers):
             self._move(able[-1])
 
-    def outputs(self, candidate: Candidate) -> Outputs:
-        """The candidate's outputs for all rows; it must be FP32 before the cut, and but for one layer behind it."""
-        model = deserialize(candidate.model)
-        leave = self._exit(candidate, model)
+    def outputs(self, config: MixedPrecisionConfig) -> Outputs:
+        """Of an untrained configuration, for all rows; it must be FP32 before the cut, and but for a layer behind it.
+
+        Only the part that is run is ever serialized: embeddings before the cut are most of some networks.
+        """
+        model, options = self._evaluator.untrained_model(config), self._evaluator.runtime.options(config)
+        leave = self._exit(config, model)
         start = self._cut.tensors if self._cut is not None else [str(value.name) for value in model.graph.inputs]
         if leave is None:
-            return concatenated(self._run(serialize(tail(model, start)), candidate.options))
-        found = self._run(serialize(tail(model, start, leave.tensors)), candidate.options)
+            return concatenated(self._run(serialize(tail(model, start)), options))
+        found = self._run(serialize(tail(model, start, leave.tensors)), options)
         if self._rest is None or self._rest[0] != leave:
             rest = serialize(tail(self._evaluator.graph.model, leave.tensors))
             self._rest = leave, self._compiled(rest, self._evaluator.reference.options)
         return concatenated([run_batch(self._rest[1], batch, self._evaluator.data.batch_rows) for batch in found])
 
-    def _exit(self, candidate: Candidate, model: ir.Model) -> Cut | None:
-        """The first cut of those agreed on behind which the candidate's graph is FP32's own."""
-        changed = [name for name, scheme in candidate.config.schemes.items() if scheme.precision is not Precision.FP32]
+    def _exit(self, config: MixedPrecisionConfig, model: ir.Model) -> Cut | None:
+        """The first cut of those agreed on behind which the configuration's graph is FP32's own."""
+        changed = [name for name, scheme in config.schemes.items() if scheme.precision is not Precision.FP32]
         last, values = self._last_change(changed), values_by_name(model)
         for cut in self._exits:
             if cut.position > last and all(_is_float(values.get(name)) for name in cut.tensors):

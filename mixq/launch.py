@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mixq.identity import identity_of, prepared_for
 from mixq.job import SearchJob
 from mixq.progress import Progress
 from mixq.runtimes import get_runtime
+from mixq.scratch import check_scratch
 from mixq.searcher.choices import make_choices
 from mixq.searcher.history import History
 from mixq.searcher.interrupted import Watch
@@ -24,7 +26,7 @@ from mixq.searcher.space import SearchSpace
 from mixq.searcher.storage import turn_at, turn_if_any
 from mixq.searcher.study import load_sensitivity, open_study
 from mixq.searcher.warmstart import uniform_starts
-from mixq.sensitivity import Sensitivity
+from mixq.sensitivity import Sensitivity, pairs
 from mixq.sensitivity import analyze as analyze_layers
 from mixq.stopwatch import Stopwatch
 from mixq.task import Task, load_task
@@ -38,6 +40,7 @@ def open_evaluator(
     task: str | Task, runtime: str, threads: int, progress: Progress, confidence: float | None = None
 ) -> Evaluator:
     """The evaluator of a task, checked, captured and calibrated: everything that can be refused is refused here."""
+    check_scratch()
     loaded = load_task(task) if isinstance(task, str) else task
     evaluator = Evaluator(loaded, get_runtime(runtime), threads, confidence=confidence)
     rows = sum(len(next(iter(batch.values()))) for batch in evaluator.data.calibration)
@@ -51,6 +54,16 @@ def open_evaluator(
         progress.warn(f"{count} {op} in the model: mixq quantizes no recurrent op; its weights stay float")
     found = evaluator.reference_metrics[loaded.primary]
     progress.say(f"FP32: {evaluator.primary} {found:.4f} on {evaluator.data.split('search').rows} search rows")
+    progress.event(
+        "captured",
+        {
+            "model": evaluator.fingerprint,
+            "layers": len(evaluator.graph.layers),
+            "macs": macs,
+            "primary": loaded.primary,
+            "metric": found,
+        },
+    )
     _ = evaluator.quantizer
     for corrupt in evaluator.data.corruptions().values():
         corrupt(evaluator.data.example)  # checked now, used at the end
@@ -66,6 +79,7 @@ def analyze_with_bar(
     schemes: list[LayerScheme],
     rows: int | None,
     progress: Progress,
+    offered: Mapping[str, Container[LayerScheme]] | None = None,
 ) -> Sensitivity:
     """`mixq.sensitivity.analyze` for the schemes that the runtime can run somewhere, with a bar."""
     runnable = [
@@ -73,9 +87,12 @@ def analyze_with_bar(
     ]
     if not runnable:
         raise InputError(f"{evaluator.runtime.name} can run none of {', '.join(map(str, schemes))}; see mixq devices")
-    pairs = [(s, n) for s in runnable for n in evaluator.graph.layers if evaluator.runtime.refusal(s, n) is None]
-    with progress.bar(len(pairs), "analyzing") as bar:
-        return analyze_layers(evaluator, runnable, rows=rows, progress=lambda _done, _total, note: bar.step(note))
+    with progress.bar(len(pairs(evaluator, runnable, offered)), "analyzing") as bar:
+
+        def step(_done: int, _total: int, note: str) -> None:
+            bar.step(note)
+
+        return analyze_layers(evaluator, runnable, rows=rows, progress=step, offered=offered)
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,17 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from mixq.config import LayerScheme, Precision
+from mixq.analysis import guide_job
 from mixq.crew import Crew
+from mixq.events import trial_values
 from mixq.job import SearchJob
-from mixq.launch import analyze_with_bar
 from mixq.progress import Bar, Progress
-from mixq.searcher.cost import take_profiles
-from mixq.searcher.guidance import sampler_of
 from mixq.searcher.interrupted import Heart
 from mixq.searcher.orders import call_off, leader_beat
-from mixq.searcher.run import enqueue, run
+from mixq.searcher.run import run
 from mixq.searcher.stop import Ending, Stop
 from mixq.searcher.storage import patiently
-from mixq.searcher.study import load_profiles, load_sensitivity, store_profiles, store_sensitivity
-from mixq.searcher.warmstart import ANALYZED, analyzed_starts
-from mixq.sensitivity import Sensitivity
 
-INT8 = LayerScheme(precision=Precision.INT8)
-ANALYSIS_ROWS = 200  # search rows that a search's own analysis looks at, for INT8: it steers, it does not decide
 POLL = 0.1  # seconds
 
 
@@ -108,10 +101,15 @@ class Lead:
     def _take_in(self, bar: Bar) -> None:
         if again := patiently(self.job.lost.clear_up):
             self.progress.warn(f"{again} trial(s), whose process is gone, are tried again")
+        before = self.job.exported_id
         for trial in self.job.update():
+            self.progress.event("trial", trial_values(trial))
             bar.step(_standing(self.job))
             if trial.state == "failed":
                 self.progress.warn(f"trial {trial.number} failed: {trial.reason}")
+        best = self.job.best() if self.job.exported_id != before else None
+        if best is not None:
+            self.progress.event("best", trial_values(best))
 
 
 def _is_guided(job: SearchJob, progress: Progress) -> bool:
@@ -120,37 +118,6 @@ def _is_guided(job: SearchJob, progress: Progress) -> bool:
         return False
     guide_job(job, progress)
     return True
-
-
-def guide_job(job: SearchJob, progress: Progress) -> None:
-    """Analyze, unless the study knows already; from then on its sampler is the space's, and what comes first queued."""
-    with job.evaluator.turns.working():
-        job.sensitivity = _analyzed(job, progress)
-        _take_profiles(job)
-    seed = job.seed + len(job.study.trials)
-    job.study.sampler = sampler_of(job.study, job.choices, job.evaluator.graph, job.space, seed)
-    passed = any(trial.feasible and trial.config.layers_with(Precision.INT8) for trial in job.trials)
-    enqueue(job.study, ANALYZED, analyzed_starts(job.choices, job.sensitivity, recipes_first=not passed))
-
-
-def _analyzed(job: SearchJob, progress: Progress) -> Sensitivity:
-    """Of every kind of INT8 that there is to choose: what the study has stored, else analyzed now."""
-    known = load_sensitivity(job.study)
-    if known is not None:
-        return known
-    with job.watch.measuring("analysis"):
-        schemes = dict.fromkeys(scheme.untrained for unit in job.choices.units for scheme in unit.schemes)
-        int8 = [scheme for scheme in schemes if scheme.precision is Precision.INT8]
-        found = analyze_with_bar(job.evaluator, int8 or [INT8], ANALYSIS_ROWS, progress)
-    store_sensitivity(job.study, found)
-    return found
-
-
-def _take_profiles(job: SearchJob) -> None:
-    """The layers' times in each precision, unless the study knows."""
-    if load_profiles(job.study) is None:
-        with job.watch.measuring("profiles"):
-            store_profiles(job.study, take_profiles(job.evaluator, job.choices))
 
 
 def _standing(job: SearchJob) -> str:

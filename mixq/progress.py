@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -13,10 +14,16 @@ LOG_SECONDS = 15
 
 
 class Progress:
-    """Writes to stderr; `quiet` writes nothing but warnings."""
+    """Writes to stderr; `quiet` writes nothing but warnings. `events`: whom events are told to, warnings too."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, events: Callable[[str, dict[str, Any]], None] | None = None) -> None:
         self._quiet = quiet
+        self._events = events
+
+    def event(self, name: str, values: dict[str, Any]) -> None:
+        """For a program that reads along; nothing is shown."""
+        if self._events is not None:
+            self._events(name, values)
 
     def say(self, text: str) -> None:
         """One line, above a bar where there is one."""
@@ -25,6 +32,7 @@ class Progress:
 
     def warn(self, text: str) -> None:
         tqdm.write(f"warning: {text}", file=sys.stderr)
+        self.event("warning", {"message": text})
 
     def bar(self, total: int, description: str, done: int = 0, deadline: float | None = None) -> Bar:
         return Bar(total, description, done, deadline, self._quiet)

@@ -7,7 +7,7 @@ at the network's output from one lowered model for each layer and scheme.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -107,20 +107,19 @@ def analyze(
     recipe: tuple[RecipeStep, ...] = (),
     rows: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    offered: Mapping[str, Container[LayerScheme]] | None = None,
 ) -> Sensitivity:
     """Sensitivity of every layer to every scheme that the runtime can run for it, on `rows` search rows (all: None).
 
-    FP32 and schemes with stage qat are left out: the former hurts nothing, the latter is analyzed as ptq.
+    FP32 and schemes with stage qat are left out: the former hurts nothing, the latter is analyzed as ptq. offered: by
+    layer, the only schemes that are of interest.
     """
-    wanted = [s for s in schemes if s != FP32 and s.stage is Stage.PTQ]
-    jobs = [
-        (layer, scheme)
-        for layer in evaluator.graph.layers
-        for scheme in wanted
-        if evaluator.runtime.refusal(scheme, layer) is None
-    ]
+    jobs = pairs(evaluator, schemes, offered)
     split = first_rows(evaluator.data, rows)
-    ratios = {scheme: _signal_to_noise(evaluator, scheme, recipe) for scheme in dict.fromkeys(s for _, s in jobs)}
+    asked: dict[LayerScheme, list[str]] = {}
+    for layer, scheme in jobs:
+        asked.setdefault(scheme, []).append(layer.name)
+    ratios = {scheme: _signal_to_noise(evaluator, scheme, names, recipe) for scheme, names in asked.items()}
     reference = {name: value[: split.rows] for name, value in evaluator.reference_outputs("search").items()}
     front = Front(evaluator, split)
     before = evaluator.primary_value(reference, split)
@@ -130,10 +129,23 @@ def analyze(
         if progress is not None:
             progress(done, len(jobs), f"{layer.name} {scheme}")
         front.advance_to(layer)
-        outputs = front.outputs(evaluator.prepare(single(evaluator, layer, scheme, recipe)))
+        outputs = front.outputs(single(evaluator, layer, scheme, recipe))
         deltas.add(layer.name, str(scheme), outputs)
         found.append(_row(evaluator, layer, scheme, ratios[scheme][layer.name], split, reference, outputs, before))
     return Sensitivity(_ranked(found), split.rows, deltas.interactions())
+
+
+def pairs(
+    evaluator: Evaluator, schemes: Sequence[LayerScheme], offered: Mapping[str, Container[LayerScheme]] | None = None
+) -> list[tuple[Layer, LayerScheme]]:
+    """What `analyze` looks at, in the graph's order."""
+    wanted = [s for s in schemes if s != FP32 and s.stage is Stage.PTQ]
+    return [
+        (layer, scheme)
+        for layer in evaluator.graph.layers
+        for scheme in wanted
+        if evaluator.runtime.refusal(scheme, layer) is None and (offered is None or scheme in offered[layer.name])
+    ]
 
 
 def single(
@@ -159,19 +171,20 @@ def first_rows(data: TaskData, rows: int | None) -> Split:
     return replace(split, batches=tuple(batches), targets=split.targets[:taken])
 
 
-def _signal_to_noise(evaluator: Evaluator, scheme: LayerScheme, recipe: tuple[RecipeStep, ...]) -> dict[str, float]:
-    """dB by layer, from the shadows, on the first SHADOW_ROWS search rows."""
+def _signal_to_noise(
+    evaluator: Evaluator, scheme: LayerScheme, names: Sequence[str], recipe: tuple[RecipeStep, ...]
+) -> dict[str, float]:
+    """dB by layer of `names`, from the shadows, on the first SHADOW_ROWS search rows."""
     graph, runtime = evaluator.graph, evaluator.runtime
     prepared = shadowed(evaluator.quantizer.prepared(recipe))
     shadows = prepared.graph
-    able = [layer.name for layer in graph.layers if runtime.refusal(scheme, layer) is None]
-    config = shadow_config(graph, able, scheme, recipe, evaluator.fingerprint)
+    config = shadow_config(graph, names, scheme, recipe, evaluator.fingerprint)
     plan = make_plan(shadows, config.static_layers, shadow_placement(runtime.placement))
     model = lower(shadows, config, plan, parameters(prepared, plan, config.layers_with(Precision.INT8)))
     executable = runtime.compile(serialize(model), machine.cores(), runtime.options(config))
     batches = first_rows(evaluator.data, SHADOW_ROWS).batches
     sums = run_batches(executable, batches, evaluator.data.batch_rows)
-    return {name: _decibel(sums[signal_name(name)], sums[noise_name(name)]) for name in able}
+    return {name: _decibel(sums[signal_name(name)], sums[noise_name(name)]) for name in names}
 
 
 def _decibel(signal: np.ndarray, noise: np.ndarray) -> float:

@@ -23,10 +23,7 @@ SUFFIX = ".shadow"
 
 def shadow_placement(placement: Placement) -> Placement:
     """A pair on each shadow's own input and nowhere else: the layers beside them keep reading and giving floats."""
-    forms = placement.weight_only, placement.weight_only_beside_dynamic, placement.dynamic
-    return Placement(
-        transparent=frozenset(), weight_only=forms[0], weight_only_beside_dynamic=forms[1], dynamic=forms[2]
-    )
+    return Placement(transparent=frozenset(), forms=placement.forms)
 
 
 def shadow_graph(graph: Graph) -> Graph:

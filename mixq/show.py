@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixq.config import MixedPrecisionConfig
+from mixq.documents import read_text
 from mixq.drop import metric_label
-from mixq.errors import InputError
+from mixq.summary import parse_summary
 
 if TYPE_CHECKING:
     from mixq.api import EvaluationReport
@@ -86,7 +88,7 @@ def result(summary: Mapping[str, Any], folder: Path) -> str:
 def _bound(summary: Mapping[str, Any]) -> str:
     """With a confidence: what the drop stays below."""
     bound, confidence = summary["best"].get("drop_bound"), summary["constraints"].get("confidence")
-    return "" if bound is None else f", at most {bound:+.4f} with a confidence of {confidence:g}"
+    return "" if bound is None or confidence is None else f", at most {bound:+.4f} with a confidence of {confidence:g}"
 
 
 def evaluation(found: EvaluationReport) -> str:
@@ -118,11 +120,16 @@ def devices(found: Sequence[Device]) -> str:
 
 def path(target: Path) -> str:
     """A configuration file, or a folder with a search's or an export's result."""
-    if target.is_dir():
+    if os.path.isdir(target):  # of a name that no file can have, Path.is_dir raises
         summary, config = target / "summary.json", target / "best.json"
-        head = _known_result(summary, target) + "\n\n" if summary.exists() else ""
+        head = _known_result(summary) + "\n\n" if summary.exists() else ""
         return head + configuration(MixedPrecisionConfig.load(config))
     return configuration(MixedPrecisionConfig.load(target))
+
+
+def _known_result(summary: Path) -> str:
+    found = read_text(summary, "the summary", "search again, or verify the folder")
+    return result(parse_summary(found, str(summary)), summary.parent)
 
 
 def configuration(config: MixedPrecisionConfig) -> str:
@@ -145,23 +152,6 @@ def difference(left: MixedPrecisionConfig, right: MixedPrecisionConfig) -> str:
         if a != b:
             rows.append((layer, a or "-", b or "-"))
     return table(("", left.id, right.id), rows) if rows else f"no difference: both are {left.id}"
-
-
-def _known_result(summary: Path, folder: Path) -> str:
-    try:
-        return result(_read_json(summary), folder)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{summary} is not a search's summary ({error!r}); search again, or verify the folder"
-        ) from None
-
-
-def _read_json(target: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{target} cannot be read: {error}") from None
-    return found
 
 
 def _number(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -114,7 +115,7 @@ def check_declared(task: Task | type[Task]) -> None:
             f"{task.primary} is better"
         )
     rows = task.rows_per_sample
-    if not isinstance(rows, int) or rows < 1:
+    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
         raise InputError(f"{name}.rows_per_sample must be a whole number of at least 1, got {rows!r}")
 
 
@@ -123,7 +124,7 @@ def _is_task(value: object) -> bool:
 
 
 def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not os.path.isfile(path):  # of a name that no file can have, Path.is_file raises
         raise InputError(f"there is no file {path}; TASK is file.py:Class")
     _make_importable(path.resolve().parent)  # so that the task's file can import its neighbors
     spec = importlib.util.spec_from_file_location(f"mixq_task_{abs(hash(str(path.resolve())))}", path)

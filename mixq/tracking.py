@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import re
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from mixq.errors import InputError, MixqError
+from mixq.scratch import scratch_folder
 from mixq.trial_record import trial_files, trial_metrics, trial_params
 from mixq.urls import redacted, without_secrets
 
@@ -180,10 +180,10 @@ class Tracker:
         if key not in self._unfinished:
             self._unfinished[key] = self._create_child(trial)
         run_id = self._unfinished[key]
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             for name, text in trial_files(trial).items():
-                Path(folder, name).write_text(text, encoding="utf-8")
-            self._client.log_artifacts(run_id, folder)
+                (folder / name).write_text(text, encoding="utf-8")
+            self._client.log_artifacts(run_id, str(folder))
         params = [Param(allowed_name(name), value[:LONGEST_VALUE]) for name, value in trial_params(trial).items()]
         self._client.log_batch(run_id, metrics=_metrics(trial_metrics(trial)), params=params)
         self._client.set_terminated(run_id, STATUS[trial.state])
@@ -264,7 +264,7 @@ def _save_model(client: MlflowClient, experiment: str, run_id: str, path: Path) 
 
     entry = client.create_logged_model(experiment, name="best", source_run_id=run_id)
     described = Model(entry.artifact_location, run_id, model_uuid=entry.model_id, model_id=entry.model_id)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with scratch_folder() as folder, _quiet():
         mlflow.onnx.save_model(
             onnx.load(str(path)),
             f"{folder}/model",
@@ -280,9 +280,23 @@ def _save_model(client: MlflowClient, experiment: str, run_id: str, path: Path) 
 
 
 @contextmanager
+def _silent(found: logging.Logger) -> Iterator[None]:
+    """By a filter, for importing MLflow sets the levels."""
+    found.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        found.removeFilter(_nothing)
+
+
+def _nothing(_record: logging.LogRecord) -> bool:
+    return False
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings that MLflow 3.17 raises over its own code, at its first query and first model."""
-    with warnings.catch_warnings():
+    """Without the warnings that MLflow 3.17 raises over its own code, and what it logs of a store that it retries."""
+    with warnings.catch_warnings(), _silent(logging.getLogger("mlflow.store.db.utils")):
         warnings.filterwarnings("ignore", "The ``noload`` loader strategy is deprecated", DeprecationWarning)
         warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType", UserWarning)
         yield

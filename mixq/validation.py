@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+MOST_REASONS = 2  # shown at once: the first mistake often makes the others
+
 _ENUM_MEMBER = re.compile(r"<\w+\.\w+: ('[^']*')>")  # how pydantic writes the members of a Literal
 
 
@@ -15,6 +17,12 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[tuple[tuple[
     """For each violation: where it is (path of keys) and a sentence. `model` is the class that was validated."""
     found = error.errors()
     return [(item["loc"], _sentence(item, model)) for item in found if not _follows(item, found)]
+
+
+def few(reasons: Sequence[str]) -> list[str]:
+    """The first reasons, and how many there are more: lines of one message."""
+    more = [f"and {len(reasons) - MOST_REASONS} more"] if len(reasons) > MOST_REASONS else []
+    return [*reasons[:MOST_REASONS], *more]
 
 
 def dotted(location: Sequence[int | str]) -> str:

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent / "mixq"
 
 # Left never imports right. What stands on one line is one level, and its members may import each other downwards.
 LEVELS = (
-    ("errors", "validation", "urls"),
-    ("config", "machine", "stopwatch", "progress", "atomic", "array_store", "turns", "process"),
+    ("errors", "documents", "validation", "yaml_file", "urls"),
+    ("config", "machine", "stopwatch", "progress", "atomic", "scratch", "summary", "array_store", "turns", "process"),
     ("affine",),
     ("task", "dynamic_axes", "dataset", "corruptions", "drop", "measures", "deltas"),
     ("graph",),
@@ -29,8 +29,9 @@ LEVELS = (
     ("front", "shadow", "sensitivity", "gains", "devices"),
     ("searcher",),
     ("certificate", "probe", "exporter", "verifier", "trial_record", "tracking", "report"),
-    ("identity", "contenders", "job"),
-    ("launch", "crew"),
+    ("identity", "contenders", "job", "events"),
+    ("launch", "crew", "job_file"),
+    ("analysis",),
     ("lead", "worker"),
     ("api",),
     ("show", "together"),
@@ -44,7 +45,7 @@ OWNERS = {
     "mlflow": ("tracking",),
     "openvino": ("runtimes/openvino.py",),
     "onnxruntime": ("runtimes/onnxruntime.py",),
-    "yaml": ("searcher/space.py",),
+    "yaml": ("yaml_file.py",),
     "matplotlib": ("report",),
     "torch": ("graph/capture.py", "twin", "qat"),
     "tqdm": ("progress.py",),

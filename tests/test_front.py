@@ -36,7 +36,7 @@ def test_outputs_are_those_of_the_whole_network(evaluator: Evaluator, precision:
         candidate = evaluator.prepare(single(evaluator, layer, LayerScheme(precision=precision)))
         front.advance_to(layer)
         cuts.add(front.position)
-        want, have = evaluator.outputs(candidate, split), front.outputs(candidate)
+        want, have = evaluator.outputs(candidate, split), front.outputs(candidate.config)
         for name, value in want.items():
             assert len(have[name]) == split.rows
             # A value on a rounding border may take its other code: far less than what the layer's own error is.
@@ -86,7 +86,7 @@ def compiled_layers(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> in
         patch.setattr(evaluator.runtime, "compile", counted)
         for layer, candidate in candidates:
             front.advance_to(layer)
-            front.outputs(candidate)
+            front.outputs(candidate.config)
     return sum(counts)
 
 

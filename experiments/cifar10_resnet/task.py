@@ -37,7 +37,7 @@ class Cifar10Task(ImageClassification):
     def read(self, part: str) -> LabelledImages:
         """The images of a part, out of the archive that holds it."""
         archive, rows = _PARTS[part]
-        with np.load(data_folder("cifar10") / archive) as arrays:
+        with np.load(data_folder("cifar10") / archive, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"].astype(np.int64)
         chosen = mixed_order(len(labels))[rows]
         return LabelledImages(images[chosen], labels[chosen])

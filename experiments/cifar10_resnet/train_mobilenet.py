@@ -58,7 +58,7 @@ def train(network: CifarMobileNet, images: Tensor, labels: Tensor) -> None:
 
 def as_tensors(archive: str) -> tuple[Tensor, Tensor]:
     """Standardized images and labels of an archive."""
-    with np.load(data_folder("cifar10") / archive) as arrays:
+    with np.load(data_folder("cifar10") / archive, allow_pickle=False) as arrays:
         return torch.from_numpy(standardized(arrays["images"])), torch.from_numpy(arrays["labels"].astype(np.int64))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,10 @@ class SentenceEncoder(torch.nn.Module):
     def __init__(self) -> None:
         """With the trained weights, from the package alone: nothing is fetched."""
         super().__init__()
-        from transformers import BertModel
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        self.bert = BertModel.from_pretrained(
-            model_folder(), local_files_only=True, use_safetensors=True, attn_implementation="eager"
+        folder = model_folder()
+        import_module("transformers.utils.logging").disable_progress_bar()
+        self.bert = import_module("transformers").BertModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, attn_implementation="eager"
         )
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -41,7 +40,8 @@ class SentenceEncoder(torch.nn.Module):
         tokens = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(tokens.dtype)
         mean = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
-        return torch.nn.functional.normalize(mean, dim=1)
+        found: torch.Tensor = torch.nn.functional.normalize(mean, dim=1)
+        return found
 
 
 def encode(sentences: list[str], length: int) -> dict[str, NDArray[np.int64]]:

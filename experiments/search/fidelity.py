@@ -20,10 +20,10 @@ from experiments.etinynet.task import EtinyNet
 from experiments.tables import machine_line, markdown
 from experiments.tiny_darknet.task import TinyDarknet
 from mixq import measures
+from mixq.analysis import ANALYSIS_ROWS
 from mixq.config import LayerScheme, Precision
 from mixq.evaluator import Evaluator
 from mixq.latency import measure_pair
-from mixq.lead import ANALYSIS_ROWS
 from mixq.runtimes import get_runtime
 from mixq.searcher.choices import Choices, Params, make_choices
 from mixq.searcher.cost import CostModel, Observation, take_profiles

@@ -23,9 +23,9 @@ from experiments.cifar10_resnet.task import ResNet20
 from experiments.etinynet.task import EtinyNet
 from experiments.tables import machine_line, markdown
 from experiments.tiny_darknet.task import TinyDarknet
+from mixq.analysis import guide_job
 from mixq.evaluator import Evaluator
 from mixq.launch import Names, open_job
-from mixq.lead import guide_job
 from mixq.progress import Progress
 from mixq.runtimes import get_runtime
 from mixq.searcher.objective import cautious_value, objective_value

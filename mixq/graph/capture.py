@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +17,7 @@ import onnx_ir as ir
 
 from mixq.dynamic_axes import DynamicAxes, checked_axes, doubled, halved
 from mixq.errors import InputError, first_line
+from mixq.graph.files import read_onnx
 from mixq.graph.inference import infer_types
 from mixq.graph.layers import find_layers
 from mixq.graph.model import CompileRun, Graph, Run, serialize
@@ -35,16 +38,17 @@ def capture(
     where the graph's outputs differ from the original's by more than TOLERANCE, with the difference.
     """
     axes = checked_axes("dynamic_axes", dynamic_axes, example)
-    if isinstance(source, str | Path):
-        model, original = _from_onnx(Path(source), example, compile_run, axes)
-    else:
-        model, original = _from_torch(source, example, axes)
-    model = normalize(model)
-    _free_axes(model, axes)
-    infer_types(model)
-    layers = find_layers(model, {name: value[:1] for name, value in example.items()})
-    strip(model)
-    check(model)
+    with _explained(source):
+        if isinstance(source, str | Path):
+            model, original = _from_onnx(Path(source), example, compile_run, axes)
+        else:
+            model, original = _from_torch(source, example, axes)
+        model = normalize(model)
+        _free_axes(model, axes)
+        infer_types(model)
+        layers = find_layers(model, {name: value[:1] for name, value in example.items()})
+        strip(model)
+        check(model)
     captured = compile_run(serialize(model))
     _check_equal(original, captured, example)
     if any(axes.values()):
@@ -52,14 +56,22 @@ def capture(
     return Graph(model, layers)
 
 
-def _from_onnx(path: Path, example: Inputs, compile_run: CompileRun, axes: DynamicAxes) -> tuple[ir.Model, Run]:
-    if not path.is_file():
-        raise InputError(f"there is no model file {path}")
+@contextmanager
+def _explained(source: Any) -> Iterator[None]:
+    """What a graph out of a file makes the passes over it raise is that file's fault."""
     try:
-        model = ir.load(path.resolve())  # of a path without a folder, weights would be read from anywhere
-        ir.external_data.load_to_model(model)
+        yield
+    except InputError:
+        raise
     except Exception as error:
-        raise InputError(f"{path} cannot be read as ONNX (a missing data file? truncated?): {error}") from error
+        if not isinstance(source, str | Path):
+            raise
+        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+        raise InputError(f"the graph in {source} cannot be understood ({reason}); export it again") from error
+
+
+def _from_onnx(path: Path, example: Inputs, compile_run: CompileRun, axes: DynamicAxes) -> tuple[ir.Model, Run]:
+    model = read_onnx(path)
     _check_names(model, example)
     _free_axes(model, axes)
     infer_types(model)
@@ -94,11 +106,9 @@ def _exported(module: Any, example: Inputs, axes: DynamicAxes) -> ir.Model:
     ones = {name: tuple(a for a in dynamic if example[name].shape[a] == 1) for name, dynamic in axes.items()}
     rows = {name: torch.from_numpy(value.copy()) for name, value in doubled(two_rows, ones).items()}
     dynamic = {name: dict.fromkeys((0, *axes.get(name, ())), torch.export.Dim.DYNAMIC) for name in rows}
-    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in ("torch.onnx", "onnxscript")}
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        logging.disable(logging.ERROR)  # torch's and onnxscript's; what matters is raised
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")  # the exporter's own deprecations; nothing that a user can act on
             program = torch.onnx.export(
                 module,
@@ -116,8 +126,7 @@ def _exported(module: Any, example: Inputs, axes: DynamicAxes) -> ir.Model:
             "must bear other sizes on those axes"
         ) from error
     finally:
-        for logger, level in loggers.items():
-            logger.setLevel(level)
+        logging.disable(logging.NOTSET)
     if program is None:
         raise InputError("torch.onnx.export returned no program")
     model: ir.Model = program.model

@@ -61,9 +61,28 @@ def is_product(node: ir.Node) -> bool:
 
 
 def is_embedding(node: ir.Node) -> bool:
-    """A Gather of rows, at indices that are computed, of a constant float table with two axes."""
+    """A Gather of rows of a constant float table with two axes, at indices that the inputs' values decide.
+
+    Positions depend on the inputs' shape alone: runtimes look them up once, when they compile for a shape.
+    """
     rows = node.op_type == "Gather" and node.domain in DOMAINS and attribute(node, "axis", 0) == 0
-    return rows and _constant_axes(node, 0) == 2 and not _is_constant(node, 1)
+    return rows and _constant_axes(node, 0) == 2 and _depends_on_input(node.inputs[1])
+
+
+def _depends_on_input(value: ir.Value | None) -> bool:
+    """Whether the value, and not only the shape, of an input of the graph goes into `value`."""
+    left, seen = [value], set()
+    while left:
+        value = left.pop()
+        if value is None or value in seen:
+            continue
+        seen.add(value)
+        if value.is_graph_input():
+            return True
+        node = value.producer()
+        if node is not None and node.op_type not in ("Shape", "Size"):
+            left += node.inputs
+    return False
 
 
 def _is_constant(node: ir.Node, index: int) -> bool:

@@ -39,7 +39,7 @@ def lower(
     types = float_types(model, config, {name for edges in plan.reads.values() for name, _ in edges})
     quantize_activations(model, plan, parameters.activations)
     quantize_weights(model, graph, plan, parameters, trainable)
-    write_unpaired(model, graph, config, parameters, plan.placement)
+    write_unpaired(model, graph, config, parameters, plan.placement.forms)
     if not trainable:
         rewrite_on_codes(model, plan.rewritten)
     if typed:

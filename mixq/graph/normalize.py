@@ -18,7 +18,7 @@ from onnx_ir.passes.common import (
     RemoveUnusedNodesPass,
 )
 
-from mixq.errors import InputError
+from mixq.errors import InputError, first_line
 from mixq.graph.biases import add_missing_biases
 from mixq.graph.pads import make_pads_explicit
 from mixq.graph.pooling import mean_to_global_average_pool
@@ -65,7 +65,7 @@ def check(model: ir.Model) -> None:
     try:
         CheckerPass()(model)
     except Exception as error:
-        raise InputError(f"the ONNX checker refuses the model: {error}") from error
+        raise InputError(f"the ONNX checker refuses the model: {first_line(error)}") from error
 
 
 def _convert(model: ir.Model) -> None:

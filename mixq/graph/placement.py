@@ -14,6 +14,18 @@ VALUE_PRESERVING = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class Forms:
+    """How weight-only and dynamic layers are written: names of the table in `unpaired.py`.
+
+    weight_only_beside_dynamic: of weight-only layers where the network has dynamic ones too.
+    """
+
+    weight_only: str = "folded"
+    weight_only_beside_dynamic: str = "folded"
+    dynamic: str = "integer_product"
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """How INT8 regions are written for one runtime.
 
@@ -32,8 +44,7 @@ class Placement:
     fused_activations: activations that an integer kernel takes in, so that the pair stands behind them.
     pair_after_transparent: whether a pair is repeated behind each transparent op.
     no_zero_point: layers whose integer kernel takes no zero point: what they read is s8 where it has negative values.
-    weight_only, weight_only_beside_dynamic, dynamic: the forms (`unpaired.py`) of INT8 layers of these kinds; the
-    second is that of weight-only layers where the network has dynamic ones too.
+    forms: of INT8 layers that have no pair on their input.
     rewritten: ops of `transparent` and `integer` that the runtime finds no integer kernel for by itself; they are
     written in a form that it has one for (`rewrite.py`).
     """
@@ -49,6 +60,4 @@ class Placement:
     pair_after_transparent: bool = False
     no_zero_point: frozenset[str] = frozenset()
     rewritten: frozenset[str] = frozenset()
-    weight_only: str = "folded"
-    weight_only_beside_dynamic: str = "folded"
-    dynamic: str = "integer_product"
+    forms: Forms = Forms()  # frozen

@@ -61,7 +61,7 @@ def quantize_weights(
         qparams = parameters.weights[name]
         if name in trainable:
             give_own(model, node, 1, constant(node, 1))
-            pair = _pair(model.graph, _input(node, 1), qparams, np.int8, f"{name}.weight")
+            pair = _pair(model.graph, _input(node, 1), qparams, np.int8, weight_name(name))
             model.graph.insert_before(node, pair)
             node.replace_input_with(1, pair[1].outputs[0])
             if layer.bias is not None:
@@ -84,8 +84,18 @@ def own_name(layer: str, index: int) -> str:
     return f"{layer}.{'weight' if index == 1 else 'bias'}.own"
 
 
+def weight_name(layer: str) -> str:
+    """What a layer's weight is called as a quantized tensor."""
+    return f"{layer}.weight"
+
+
+def codes_name(layer: str) -> str:
+    """The name of the initializer that holds the codes of a layer's weight."""
+    return f"{weight_name(layer)}_quantized"
+
+
 def scale_name(tensor: str) -> str:
-    """The name of the scale of a quantized tensor; a layer's weight is the tensor "LAYER.weight"."""
+    """The name of the scale of a quantized tensor; a layer's weight is one too (`weight_name`)."""
     return f"{tensor}_scale"
 
 
@@ -146,7 +156,7 @@ def dequantized(graph: ir.Graph, before: ir.Node, codes: Array, qparams: QParams
 def store_weight(graph: ir.Graph, node: ir.Node, layer: Layer, qparams: QParams) -> None:
     """Let the layer read its weight as int8 behind a DequantizeLinear."""
     codes = affine.quantize(constant(node, 1), qparams, affine.S8)
-    node.replace_input_with(1, dequantized(graph, node, codes, qparams, f"{layer.name}.weight"))
+    node.replace_input_with(1, dequantized(graph, node, codes, qparams, weight_name(layer.name)))
 
 
 def _store_bias(graph: ir.Graph, node: ir.Node, layer: Layer, data: QParams, weight: QParams) -> None:

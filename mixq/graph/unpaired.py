@@ -1,7 +1,7 @@
 """Writes INT8 layers whose inputs have no calibrated pair: weight-only, dynamic, embeddings.
 
-The weight is stored as int8 with a scale a channel. How a runtime is led to the kernels that it has for that differs,
-so `Placement` names the forms.
+The weight is stored as int8 with a scale a channel. How a runtime is led to the kernels that it has for that differs:
+`Forms` names how.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from mixq.config import Activation, MixedPrecisionConfig
 from mixq.graph.edit import add_initializer, insert_behind, nodes_by_name
 from mixq.graph.layers import attribute
 from mixq.graph.model import Graph, Layer
-from mixq.graph.placement import Placement
-from mixq.graph.quantize import Parameters, constant, store_weight
+from mixq.graph.placement import Forms
+from mixq.graph.quantize import Parameters, codes_name, constant, scale_name, store_weight, weight_name
 
 
 def write_unpaired(
-    model: ir.Model, graph: Graph, config: MixedPrecisionConfig, parameters: Parameters, placement: Placement
+    model: ir.Model, graph: Graph, config: MixedPrecisionConfig, parameters: Parameters, forms: Forms
 ) -> None:
     """Rewrite the weight-only and dynamic layers of `config`. Changes `model`."""
     nodes, dynamic = nodes_by_name(model.graph), config.int8_layers(Activation.DYNAMIC)
-    weight_only = placement.weight_only_beside_dynamic if dynamic else placement.weight_only
-    forms = dict.fromkeys(dynamic, placement.dynamic)
-    forms |= dict.fromkeys(config.int8_layers(Activation.WEIGHT_ONLY), weight_only)
-    for name, form in forms.items():
+    weight_only = forms.weight_only_beside_dynamic if dynamic else forms.weight_only
+    form_of = dict.fromkeys(dynamic, forms.dynamic)
+    form_of |= dict.fromkeys(config.int8_layers(Activation.WEIGHT_ONLY), weight_only)
+    for name, form in form_of.items():
         layer = graph.by_name[name]
         write = _look_codes_up if layer.looks_up else FORMS[form]
         write(model.graph, nodes[name], layer, parameters.weights.get(name))
@@ -48,12 +48,12 @@ def _folded(graph: ir.Graph, node: ir.Node, layer: Layer, weight: QParams | None
     the input at run time if one layer of the network is to be; hence the detour over int32, which it does not look for.
     """
     qparams = _known(weight)
-    codes, name = affine.quantize(constant(node, 1), qparams, affine.S8), f"{layer.name}.weight"
+    codes, name = affine.quantize(constant(node, 1), qparams, affine.S8), weight_name(layer.name)
     scale = np.asarray(affine.along(qparams.scale, qparams.axis, codes.ndim), np.float32)
-    stored = add_initializer(graph, f"{name}_quantized", codes)
+    stored = add_initializer(graph, codes_name(layer.name), codes)
     wide = _node("Cast", [stored], f"{name}_wide", {"to": ir.DataType.INT32.value}, kind=ir.DataType.INT32)
     cast = _node("Cast", [wide.outputs[0]], f"{name}_cast", {"to": ir.DataType.FLOAT.value})
-    product = _node("Mul", [cast.outputs[0], add_initializer(graph, f"{name}_scale", scale)], f"{name}_dequantize")
+    product = _node("Mul", [cast.outputs[0], add_initializer(graph, scale_name(name), scale)], f"{name}_dequantize")
     product.outputs[0].shape = ir.Shape(codes.shape)
     graph.insert_before(node, [wide, cast, product])
     node.replace_input_with(1, product.outputs[0])
@@ -69,15 +69,15 @@ def _integer_product(graph: ir.Graph, node: ir.Node, layer: Layer, weight: QPara
         codes = affine.quantize(constant(node, 1), _known(weight), affine.S8)
         if node.op_type == "Gemm" and attribute(node, "transB", 0):
             codes = np.ascontiguousarray(codes.T)
-        inputs = [data, add_initializer(graph, f"{layer.name}.weight_quantized", codes), zero]
-        other_scale = add_initializer(graph, f"{layer.name}.weight_scale", _known(weight).scale)
+        inputs = [data, add_initializer(graph, codes_name(layer.name), codes), zero]
+        other_scale = add_initializer(graph, scale_name(weight_name(layer.name)), _known(weight).scale)
     product = _node("MatMulInteger", inputs, layer.name, kind=ir.DataType.INT32)
-    cast = _node("Cast", [product.outputs[0]], f"{layer.name}_cast", {"to": ir.DataType.FLOAT.value})
-    scales = _node("Mul", [scale, other_scale], f"{layer.name}_scales")
-    scaled = _node("Mul", [cast.outputs[0], scales.outputs[0]], f"{layer.name}_scaled")
+    cast = _node("Cast", [product.outputs[0]], f"{layer.name}.cast", {"to": ir.DataType.FLOAT.value})
+    scales = _node("Mul", [scale, other_scale], f"{layer.name}.scales")
+    scaled = _node("Mul", [cast.outputs[0], scales.outputs[0]], f"{layer.name}.scaled")
     nodes = [product, cast, scales, scaled]
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        nodes.append(_node("Add", [scaled.outputs[0], node.inputs[2]], f"{layer.name}_biased"))
+        nodes.append(_node("Add", [scaled.outputs[0], node.inputs[2]], f"{layer.name}.biased"))
     graph.insert_before(node, nodes)
     _replace(graph, node, nodes[-1].outputs[0])
 
@@ -85,15 +85,13 @@ def _integer_product(graph: ir.Graph, node: ir.Node, layer: Layer, weight: QPara
 def _look_codes_up(graph: ir.Graph, node: ir.Node, layer: Layer, weight: QParams | None) -> None:
     """Rows of codes are looked up, and only these are dequantized."""
     qparams = _known(weight)
-    stored = add_initializer(
-        graph, f"{layer.name}.weight_quantized", affine.quantize(constant(node, 0), qparams, affine.S8)
-    )
+    stored = add_initializer(graph, codes_name(layer.name), affine.quantize(constant(node, 0), qparams, affine.S8))
     rank = len(node.outputs[0].shape or ())
     found = _node("Gather", [stored, node.inputs[1]], layer.name, {"axis": 0}, kind=ir.DataType.INT8)
-    scale = add_initializer(graph, f"{layer.name}.weight_scale", qparams.scale)
+    scale = add_initializer(graph, scale_name(weight_name(layer.name)), qparams.scale)
     zero = add_initializer(graph, f"{layer.name}.weight_zero_point", qparams.zero_point.astype(np.int8))
     axis = {} if qparams.axis is None else {"axis": rank - 1}
-    back = _node("DequantizeLinear", [found.outputs[0], scale, zero], f"{layer.name}_dequantize", axis)
+    back = _node("DequantizeLinear", [found.outputs[0], scale, zero], f"{layer.name}.dequantize", axis)
     graph.insert_before(node, [found, back])
     _replace(graph, node, back.outputs[0])
 

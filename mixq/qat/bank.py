@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from mixq.graph.plan import Plan
-from mixq.graph.quantize import pair_name
+from mixq.graph.quantize import pair_name, weight_name
 from mixq.qat.course import Skips
 from mixq.qat.learned import readers
 from mixq.twin import Twin
@@ -27,7 +27,7 @@ def sampled_skips(twin: Twin, plan: Plan, layers: Sequence[str], seed: int) -> S
         rng = np.random.default_rng([seed, step])
         chance = rng.random()
         floats = {layer for layer in layers if rng.random() > chance}
-        names = {pair_name(f"{layer}.weight") for layer in floats}
+        names = {pair_name(weight_name(layer)) for layer in floats}
         for group, reading in readers_of.items():
             if reading and reading <= floats:
                 names |= {pair_name(tensor) for tensor in group}

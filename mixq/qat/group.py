@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed
 
+from mixq.errors import InputError, first_line
 from mixq.graph.model import deserialize
 from mixq.qat.loss import Lessons, distance
 from mixq.qat.memory import reused
@@ -132,18 +133,25 @@ class Group:
 
 
 ALONE = Group()
+_UNSET = "start mixq with torchrun, which sets WORLD_SIZE, RANK and the others, or unset them"
 
 
 def started_by_torchrun() -> bool:
     """Whether this process is one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal():
+        raise InputError(f"the environment variable WORLD_SIZE must be a whole number, got {size!r}; {_UNSET}")
+    return int(size) > 1
 
 
 @contextmanager
 def joined() -> Iterator[Group]:
     """The group of the processes that torchrun started; the followers are let go at the end."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(backend, timeout=PATIENCE)
+    try:
+        torch.distributed.init_process_group(backend, timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"the processes cannot join: {first_line(error)}; {_UNSET}") from error
     group = Group.current()
     try:
         yield group

@@ -11,7 +11,7 @@ import numpy as np
 from mixq.affine import S8, U8
 from mixq.graph.model import Graph
 from mixq.graph.plan import Plan
-from mixq.graph.quantize import Parameters, own_name, scale_name
+from mixq.graph.quantize import Parameters, own_name, scale_name, weight_name
 from mixq.ptq import Prepared
 from mixq.task import Array
 
@@ -89,7 +89,7 @@ def learned(graph: Graph, plan: Plan, layers: Collection[str], int8: Collection[
     groups = _own_groups(plan, layers, int8)
     return Learned(
         values,
-        {scale_name(f"{name}.weight"): name for name in layers},
+        {scale_name(weight_name(name)): name for name in layers},
         {scale_name(group[0]): group for group in groups},
         {scale_name(tensor): scale_name(group[0]) for group in groups for tensor in group[1:]},
     )

@@ -22,7 +22,7 @@ from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, Stage, Tra
 from mixq.errors import MixqError
 from mixq.graph.lower import lower
 from mixq.graph.model import serialize
-from mixq.graph.placement import Placement
+from mixq.graph.placement import Forms, Placement
 from mixq.graph.plan import Plan, make_plan
 from mixq.ptq import Prepared, Quantizer, parameters
 from mixq.qat.bank import sampled_skips
@@ -68,7 +68,9 @@ class Trainer:
         typed: Callable[[MixedPrecisionConfig], bool],
         group: Group | None = None,
     ) -> None:
-        self._quantizer, self._placement, self._lessons = quantizer, placement, lessons
+        # No gradient passes scales that are found at run time: such a layer stands in the twin with its rounded weight.
+        self._placement = replace(placement, forms=Forms("stored", "stored", "stored"))
+        self._quantizer, self._lessons = quantizer, lessons
         self._trainable, self._typed, self._group = tuple(trainable), typed, group or Group.current()
         self._finished: dict[str, Trained] = {}
         self._states: OrderedDict[MixedPrecisionConfig, State] = OrderedDict()

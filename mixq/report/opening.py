@@ -25,6 +25,8 @@ import onnxruntime
 {_READ}
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = how["threads"]
+for key, value in how["options"].items():
+    options.add_session_config_entry(key, value)
 session = onnxruntime.InferenceSession("best.onnx", options, providers=["CPUExecutionProvider"])
 outputs = session.run(None, {{"NAME": array}})
 """,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from mixq.graph.model import Layer
 from mixq.graph.placement import VALUE_PRESERVING, Placement
 from mixq.runtimes.base import Audit, Executable, Runtime
 from mixq.runtimes.onnxruntime_audit import conversion_count, executed_nodes, kernels
+from mixq.scratch import scratch_folder
 from mixq.task import Inputs, Outputs
 
 REFUSED = {
@@ -137,13 +137,13 @@ class _Session(Executable):
 
     def audit(self, layers: Sequence[Layer], inputs: Inputs, *, timed: bool = True) -> Audit:
         # Its times come with the optimized graph, which only a session made for it writes: nothing is saved without.
-        with TemporaryDirectory(prefix="mixq-") as folder:
+        with scratch_folder() as folder:
             options = _session_options(self._threads, self._entries)
-            options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+            options.optimized_model_filepath = str(folder / "optimized.onnx")
             if large.split(self._model)[1] is not None:
                 options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
             options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / "profile")
+            options.profile_file_prefix = str(folder / "profile")
             session = _open(self._model, options)
             for _ in range(PROFILED_RUNS):
                 _guarded(inputs, lambda: session.run(self._names, _contiguous(inputs)))
@@ -169,8 +169,8 @@ def _open(model: bytes, options: Any) -> Any:
     try:
         if large.split(model)[1] is None:
             return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        with TemporaryDirectory(prefix="mixq-") as folder:  # what is mapped from its files outlives them
-            path = str(large.write(model, Path(folder)))
+        with scratch_folder() as folder:  # what is mapped from its files outlives them
+            path = str(large.write(model, folder))
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base but this
         raise InputError(f"ONNX Runtime refuses the model: {_first_line(error)}") from error

@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx
 
 from mixq.graph.model import Layer
+from mixq.graph.quantize import codes_name
 from mixq.runtimes.base import Kernel
 
 INTEGER = frozenset(
@@ -90,7 +91,7 @@ def kernels(layers: Sequence[Layer], nodes: Sequence[Node], model: bytes) -> lis
 def _kernel(layer: Layer, node: Node | None) -> Kernel:
     if node is None:
         return Kernel(layer.name, "unknown", "not in the executed graph")
-    codes = node.op in INTEGER or (layer.looks_up and codes_name(layer) in node.inputs)
+    codes = node.op in INTEGER or (layer.looks_up and codes_name(layer.name) in node.inputs)
     executed = "int8" if codes else "fp32"
     return Kernel(layer.name, executed, f"{node.domain}:{node.op}" if node.domain else node.op, node.time_us)
 
@@ -100,7 +101,7 @@ def _match(layer: Layer, nodes: Sequence[Node], outputs: Sequence[str]) -> Node 
     named = [node for node in nodes if _is_named_for(node.name, layer.name)]
     if named:
         return min(named, key=lambda node: len(node.name))
-    own = [node for node in nodes if {codes_name(layer), layer.weight} & set(node.inputs)]
+    own = [node for node in nodes if {codes_name(layer.name), layer.weight} & set(node.inputs)]
     if len(own) == 1:  # layers may share a weight
         return own[0]
     for output in outputs:  # the nearest first
@@ -108,11 +109,6 @@ def _match(layer: Layer, nodes: Sequence[Node], outputs: Sequence[str]) -> Node 
             if node.name.startswith(f"{output}{BLOCKED}") or output in node.outputs:
                 return node
     return None
-
-
-def codes_name(layer: Layer) -> str:
-    """Of the initializer that holds the codes of the layer's weight."""
-    return f"{layer.name}.weight_quantized"
 
 
 def _is_named_for(name: str, layer: str) -> bool:

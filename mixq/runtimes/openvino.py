@@ -9,8 +9,6 @@ os.environ.setdefault("OPENVINO_TELEMETRY", "0")
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,9 +18,10 @@ from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision
 from mixq.errors import InputError
 from mixq.graph import large
 from mixq.graph.model import Layer
-from mixq.graph.placement import VALUE_PRESERVING, Placement
+from mixq.graph.placement import VALUE_PRESERVING, Forms, Placement
 from mixq.runtimes.base import Audit, Executable, Runtime
 from mixq.runtimes.openvino_audit import read_audit
+from mixq.scratch import scratch_folder
 from mixq.task import Inputs, Outputs
 
 HINT = "INFERENCE_PRECISION_HINT"
@@ -44,8 +43,7 @@ class OpenVino(Runtime):
         transparent=VALUE_PRESERVING | {"Pad"},
         integer=frozenset({"Add", "GlobalAveragePool"}),
         no_zero_point=frozenset({"ConvTranspose"}),
-        weight_only="stored",
-        dynamic="stored",
+        forms=Forms(weight_only="stored", dynamic="stored"),
     )
 
     @cached_property
@@ -107,8 +105,8 @@ class OpenVino(Runtime):
     def _read(self, model: bytes) -> Any:
         if large.split(model)[1] is None:
             return self._core.read_model(model)
-        with TemporaryDirectory(prefix="mixq-") as folder:  # what is mapped from its files outlives them
-            return self._core.read_model(large.write(model, Path(folder)))
+        with scratch_folder() as folder:  # what is mapped from its files outlives them
+            return self._core.read_model(large.write(model, folder))
 
 
 def _float_transposed(layer: Layer) -> str | None:

@@ -16,7 +16,7 @@ from mixq.runtimes.base import Audit, Kernel
 
 EXECUTED = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 KERNELS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
-# Subgraph is a fusion of elementwise ops, which holds a layer only in attention.
+# Subgraph is a fusion of elementwise ops, which holds a layer in attention, or where linear layers follow each other.
 PRODUCTS = ("MatMul", "FullyConnected", "Subgraph", "ScaledDotProductAttention")
 LOOK_UPS = ("Gather",)
 MOST_FUSED = 5  # ops behind a layer by whose names its kernel may be known: scale, mask and softmax of attention
@@ -65,7 +65,9 @@ def _kernel(layer: Layer, behind: Sequence[set[str]], nodes: Sequence[Mapping[st
     able = [node for node in nodes if node["layerType"] in types]
     named = [node for node in able if any(one in exact or numbered.fullmatch(one) for one in _names(node))]
     named.sort(key=lambda node: (types.index(node["layerType"]), not exact & _names(node)))
-    named += [node for names in behind[1:] for node in able if names & _names(node)]
+    # What stands behind a matrix may be in a Subgraph that the matrix is not in.
+    near = [node for node in able if not layer.multiplies or node["layerType"] in KERNELS]
+    named += [node for names in behind[1:] for node in near if names & _names(node)]
     if not named:
         return Kernel(name, "unknown", "not in the executed graph")
     node = named[0]
@@ -82,7 +84,7 @@ def _types(layer: Layer) -> tuple[str, ...]:
     """The nodes that can compute a layer."""
     if layer.looks_up:
         return LOOK_UPS
-    return KERNELS if layer.multiplies else PRODUCTS
+    return (*KERNELS, "Subgraph") if layer.multiplies else PRODUCTS
 
 
 def _executed(node: Mapping[str, str], layer: Layer, group: int) -> str:

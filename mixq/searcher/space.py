@@ -6,18 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mixq.config import Activation, FloatPrecision, LayerScheme, Precision, RecipeStep, Stage, int8_schemes
-from mixq.errors import InputError, first_line
+from mixq.errors import InputError
 from mixq.ptq import DEFAULT_RECIPE, check_recipe
 from mixq.validation import explain
+from mixq.yaml_file import read_yaml, validated
 
 Objective = Literal["latency", "size", "train_seconds"]
 SamplerName = Literal["guided", "tpe", "gp", "nsga2", "random"]
 
-MOST_REASONS = 2  # shown at once: the first mistake often makes the others
 _EXAMPLE = "see search_spaces/cpu.yaml for one"
 
 
@@ -135,17 +134,10 @@ class SearchSpace(_Part):
 
 def load_space(path: str | Path) -> SearchSpace:
     """Read and check a space. Raises InputError with file, line, field, rule and what is known."""
-    content, root = _parsed(path, _read(path))
-    if not isinstance(content, dict):
+    file = read_yaml(path, "the search space", _EXAMPLE)
+    if not isinstance(file.content, dict):
         raise InputError(f"{path}: a search space is a mapping with at least `precisions:`; {_EXAMPLE}")
-    try:
-        return SearchSpace.model_validate(content)
-    except ValidationError as error:
-        reasons = [
-            f"{path} line {_line(root, location)}: {sentence}" for location, sentence in explain(error, SearchSpace)
-        ]
-        more = [f"and {len(reasons) - MOST_REASONS} more"] if len(reasons) > MOST_REASONS else []
-        raise InputError("\n".join(reasons[:MOST_REASONS] + more)) from None
+    return validated(file, SearchSpace)
 
 
 def check_space(content: Mapping[str, Any], source: str) -> SearchSpace:
@@ -154,54 +146,3 @@ def check_space(content: Mapping[str, Any], source: str) -> SearchSpace:
         return SearchSpace.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{source}: {'; '.join(sentence for _, sentence in explain(error, SearchSpace))}") from None
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read the search space {path}: {error.strerror}; {_EXAMPLE}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"the search space {path} is no text (UTF-8); {_EXAMPLE}") from None
-
-
-def _parsed(path: str | Path, text: str) -> tuple[Any, Any]:
-    """The values, and the YAML nodes that they came from."""
-    try:
-        content, root = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or first_line(error)
-        raise InputError(f"{path}{where}: not valid YAML: {reason}; {_EXAMPLE}") from None
-    _refuse_repeated(path, root)
-    return content, root
-
-
-def _refuse_repeated(path: str | Path, node: Any) -> None:
-    """YAML itself lets the last of two equal keys win, which no one means."""
-    if isinstance(node, yaml.SequenceNode):
-        for child in node.value:
-            _refuse_repeated(path, child)
-    elif isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, child in node.value:
-            if key.value in seen:
-                raise InputError(f"{path} line {key.start_mark.line + 1}: {key.value} is given twice; keep one")
-            seen.add(str(key.value))
-            _refuse_repeated(path, child)
-
-
-def _line(node: Any, location: tuple[int | str, ...]) -> int:
-    """The line (from 1) of the deepest YAML node on the way to `location`."""
-    line = int(node.start_mark.line) + 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            found = [(key, value) for key, value in node.value if key.value == str(part)]
-            if not found:
-                continue
-            line, node = int(found[0][0].start_mark.line) + 1, found[0][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = int(node.start_mark.line) + 1
-    return line

@@ -51,22 +51,38 @@ def refused(url: str, error: Exception) -> InputError:
     )
 
 
+def check_shared(url: str) -> None:
+    """Raises InputError for storages that several processes cannot share; looks at nothing but the URL."""
+    if _kind(url) != POSTGRESQL and sqlite_file(url) is None:
+        raise InputError(
+            f"several workers need a storage in a file, sqlite:///study.db, or a database, postgresql://host/name, got "
+            f"{redacted(url)}"
+        )
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a storage in SQLite; None for others, and where it is in memory. Raises InputError for no URL."""
+    if _kind(url) != SQLITE:
+        return None
+    try:
+        path = sqlalchemy.make_url(_as_opened(url)).database
+    except (SQLAlchemyError, LookupError, ValueError) as error:
+        raise refused(url, error) from None
+    return None if not path or path == ":memory:" or path.startswith("file:") else Path(path)
+
+
 def turn_at(url: str, name: str) -> Turn:
     """A lock that the processes that work on study `name` take in turn; it dies with its holder.
 
     Raises InputError where the storage has none, or its folder knows no locks.
     """
-    url = url.format(SCHEMA_VERSION="")  # as Optuna does it
-    parsed = sqlalchemy.make_url(url)
-    backend = parsed.get_backend_name()
-    if backend == SQLITE:
-        path = parsed.database
-        return nullcontext if path in {None, "", ":memory:"} else _file_turn_at(Path(f"{path}.turn"))
-    if backend == POSTGRESQL:
-        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool)
-        key = int.from_bytes(hashlib.sha256(f"mixq {name}".encode()).digest()[:KEY_BYTES], signed=True)
-        return lambda: _advisory_turn(engine, key)
-    raise InputError(f"several workers need a storage of sqlite:// or postgresql://, got {redacted(url)}")
+    check_shared(url)
+    path = sqlite_file(url)
+    if path is not None:
+        return _file_turn_at(path.with_name(f"{path.name}.turn"))
+    engine = sqlalchemy.create_engine(_as_opened(url), poolclass=sqlalchemy.pool.NullPool)
+    key = int.from_bytes(hashlib.sha256(f"mixq {name}".encode()).digest()[:KEY_BYTES], signed=True)
+    return lambda: _advisory_turn(engine, key)
 
 
 def patiently(action: Callable[[], Result], longest_s: float = OUTAGE_SECONDS) -> Result:
@@ -95,8 +111,18 @@ def turn_if_any(url: str, name: str) -> Turn:
         return nullcontext
 
 
+def _kind(url: str) -> str:
+    """sqlite of sqlite+pysqlite:///study.db."""
+    return url.partition(":")[0].partition("+")[0]
+
+
+def _as_opened(url: str) -> str:
+    """Optuna formats URLs."""
+    return url.format(SCHEMA_VERSION="")
+
+
 def _opened(url: str) -> optuna.storages.BaseStorage:
-    kind = url.partition(":")[0].partition("+")[0]
+    kind = _kind(url)
     if kind not in {SQLITE, POSTGRESQL}:
         return optuna.storages.get_storage(url)
     waiting = {"connect_args": {"timeout": LOCK_SECONDS}} if kind == SQLITE else {"pool_pre_ping": True}

@@ -14,7 +14,7 @@ from mixq.config import MixedPrecisionConfig
 from mixq.errors import InputError
 from mixq.evaluation import Evaluation, Glimpse
 from mixq.process import ProcessId
-from mixq.searcher.storage import open_storage, refused
+from mixq.searcher.storage import open_storage, refused, sqlite_file
 from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity
 from mixq.urls import redacted
@@ -74,6 +74,9 @@ def open_study(storage: str, name: str, objectives: int, identity: Mapping[str, 
 def join_study(storage: str, name: str) -> Study:
     """The study `name` that a search has opened. Raises InputError where there is none."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    file = sqlite_file(storage)
+    if file is not None and not file.exists():  # it would be made
+        raise InputError(f"there is no study storage {redacted(storage)}; give that of a mixq search that was started")
     opened = open_storage(storage)
     try:
         return optuna.load_study(study_name=name, storage=opened)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from tests.bad_input.data_files import write_external
 from tests.helpers import Net
 
 TASK = """
@@ -66,7 +67,7 @@ TASKS: dict[str, tuple[str, list[str]]] = {
     "InTrainingMode": ("def model(self): return Network()", ["training mode", "return model.eval()"]),
     "NotAModel": ("def model(self): return 3", ["model() must return a torch.nn.Module or the path", "'int'"]),
     "NoFile": ("def model(self): return 'missing.onnx'", ["there is no model file missing.onnx"]),
-    "Truncated": ("def model(self): return HERE / 'half.onnx'", ["half.onnx cannot be read as ONNX", "truncated?"]),
+    "Truncated": ("def model(self): return HERE / 'half.onnx'", ["half.onnx cannot be read as ONNX", "is it whole"]),
     "OldOpset": ("def model(self): return HERE / 'old.onnx'", ["opset is 11", "takes 13 and newer", "export it again"]),
     "Quantized": ("def model(self): return HERE / 'int8.onnx'", ["QuantizeLinear", "quantized already", "in FP32"]),
     "NaNWeight": ("def model(self): return HERE / 'nan.onnx'", ["weight 'second.weight' holds NaN", "the checkpoint"]),
@@ -128,6 +129,60 @@ TASKS: dict[str, tuple[str, list[str]]] = {
         ["Direction.higher_is_better must be True or False, got 'no'", "False where"],
     ),
     "Raising": ("def __init__(self): raise OSError('no weights')", ["Raising()", "OSError: no weights (task.py line "]),
+    "OtherRows": ("rows_per_sample = True", ["OtherRows.rows_per_sample must be a whole number of at least 1", "True"]),
+    "NoWholeRows": ("rows_per_sample = 0", ["rows_per_sample must be a whole number of at least 1", "got 0"]),
+    "BatchAxis": ("dynamic_axes = {'image': (0,)}", ["dynamic_axes['image'] holds 0", "from 1 to 3", "always dynamic"]),
+    "UnknownAxis": ("dynamic_axes = {'picture': (2,)}", ["names the input 'picture'", "calibration yields image"]),
+    "AxesOfNone": ("dynamic_axes = (2, 3)", ["must be a dict input → axes", '{"image": (2, 3)}', "got (2, 3)"]),
+    "AxesAsText": ("dynamic_axes = {'image': '23'}", ["dynamic_axes['image'] must list axes", "got '23'"]),
+    "FixedAxis": (
+        "dynamic_axes = {'image': (2,)}\ndef model(self): return HERE / 'flat.onnx'",
+        ["the model's output 'gemm2' has no batch axis", "(2, 5) for 1 rows"],
+    ),
+    "VariedSize": (
+        "def calibration(self): yield from ({'image': images(0)[:, :, :n]} for n in (8, 6))",
+        ["VariedSize.calibration", "(3, 6, 8)", "only axes that the Task's dynamic_axes names"],
+    ),
+    "NoRows": ("def calibration(self): yield {'image': images(0, 0)}", ["of one batch have [0] rows", "at least 1"]),
+    "NoAxis": ("def calibration(self): yield {'image': np.zeros(())}", ["'image' has no batch axis", "first axis"]),
+    "NumberedInput": ("def calibration(self): yield {3: images(0)}", ["an input is named 3", "names are strings"]),
+    "TextInput": ("def calibration(self): yield {'image': np.array(['a'])}", ["of type <U1", "takes numbers"]),
+    "NoPairs": ("def batches(self, split): yield images(0)", ["must yield pairs (inputs, targets)", "ndarray"]),
+    "ObjectTargets": (
+        "def batches(self, split): yield {'image': images(0)}, np.array([{}] * 32, dtype=object)",
+        ["the targets are Python objects", "an array of numbers"],
+    ),
+    "ListedMetrics": ("def metrics(self, o, t): return [1]", ["must return a dict name → float", "got list"]),
+    "ListedCorruptions": ("def corruptions(self): return [1]", ["must return a dict name → function", "got list"]),
+    "CuttingCorruption": (
+        "def corruptions(self): return {'cut': lambda inputs: {'image': inputs['image'][..., :0, :, :][:0]}}",
+        ["CuttingCorruption.corruptions: 'cut'", "[0] rows"],
+    ),
+    "NoFileName": ("def model(self): return 'a' * 300", ["there is no model file aaa", "path of an .onnx file"]),
+    "AFolder": ("def model(self): return HERE", ["there is no model file", "path of an .onnx file"]),
+    "NoModelFile": ("def model(self): return HERE / 'task.py'", ["task.py cannot be read as ONNX", "export it again"]),
+    "EmptyModel": ("def model(self): return HERE / 'empty.onnx'", ["empty.onnx cannot be read as ONNX", "ir_version"]),
+    "Above2GiB": (
+        "def model(self): return HERE / 'large.onnx'",
+        ["large.onnx has 3221225472 bytes", "2 GiB", "save_as_external_data=True"],
+    ),
+    "Cyclic": ("def model(self): return HERE / 'cyclic.onnx'", ["must be topologically sorted", "export it again"]),
+    "Twice": ("def model(self): return HERE / 'twice.onnx'", ["single static assignment", "export it again"]),
+    "UnknownOp": ("def model(self): return HERE / 'unknown.onnx'", ["OpenVINO cannot read the model: "]),
+    "DataMissing": (
+        "def model(self): return HERE / 'data_missing.onnx'",
+        ["none.bin", "with its data files beside it"],
+    ),
+    "DataShort": ("def model(self): return HERE / 'data_short.onnx'", ["data_short.onnx cannot be read", "its data"]),
+    "DataOutside": ("def model(self): return HERE / 'data_outside.onnx'", ["'../", "outside the directory"]),
+    "DataAbsolute": ("def model(self): return HERE / 'data_absolute.onnx'", ["should be a relative path", "absolute"]),
+    "DataLinked": ("def model(self): return HERE / 'data_linked.onnx'", ["link.bin", "symbolic link"]),
+    "DataBefore": ("def model(self): return HERE / 'data_before.onnx'", ["cannot be read as ONNX", "its data files"]),
+    "Branching": (
+        "def model(self):\n    class Branch(torch.nn.Module):\n        def forward(self, image): "
+        "return image if image.sum() > 0 else -image\n    return Branch().eval()",
+        ["torch.onnx.export cannot capture the model", "named like the parameters of forward"],
+    ),
     "Exiting": ("def __init__(self): sys.exit(0)", ["Exiting()", "raised SystemExit"]),
 }
 
@@ -165,11 +220,37 @@ def write_models(folder: Path) -> None:
     net = small_net()
     shape = net.constant("shape", np.array([1, 5]))
     onnx.save(net.model(net.op("Reshape", network(net), shape)), folder / "fixed.onnx")
+    (folder / "empty.onnx").write_bytes(b"")
+    with (folder / "large.onnx").open("wb") as file:
+        file.truncate(3 * 2**30)  # takes no space
+    write_external(folder, small_net, network)
+    net = small_net()
+    flat = net.op("Reshape", net.conv("image", 4), net.constant("shape", np.array([0, 256])))
+    onnx.save(net.model(net.gemm(flat, 256, 5)), folder / "flat.onnx")
+    for name, change in {"cyclic": _make_cyclic, "twice": _repeat, "unknown": _end_unknown}.items():
+        net = small_net()
+        model = net.model(network(net))
+        change(model.graph)
+        model.opset_import.append(helper.make_opsetid("my.own", 1))
+        onnx.save(model, folder / f"{name}.onnx")
     net = small_net()
     scale, zero = net.constant("scale", np.float32(0.1)), net.constant("zero", np.uint8(0))
     codes = net.op("QuantizeLinear", "image", scale, zero)
     x = net.conv(net.op("DequantizeLinear", codes, scale, zero), 4)
     onnx.save(net.model(net.gemm(net.pooled(x), 4, 5)), folder / "int8.onnx")
+
+
+def _make_cyclic(graph: onnx.GraphProto) -> None:
+    graph.node[0].input[0] = "head"
+
+
+def _repeat(graph: onnx.GraphProto) -> None:
+    graph.node.append(graph.node[0])
+
+
+def _end_unknown(graph: onnx.GraphProto) -> None:
+    graph.node.append(helper.make_node("Magic", ["head"], ["y"], domain="my.own"))
+    graph.output[0].name = "y"
 
 
 # Classes that are fine, but not those that a study was made with.

@@ -82,8 +82,9 @@ def evaluator(task: type[Model] = Model, runtime: str = "openvino") -> Evaluator
 def configured(
     one: Evaluator, default: LayerScheme, tied: LayerScheme | None = None, training: Training | None = None
 ) -> MixedPrecisionConfig:
-    """`tied`: of the head, which the embedding is tied to; by default as all others."""
-    schemes = dict.fromkeys(one.graph.layer_names, default) | {head(one): tied or default}
+    """Of the matrices; all else is FP32. `tied`: of the head, which shares its weight with the embedding."""
+    schemes = {layer.name: default if layer.multiplies else FP32 for layer in one.graph.layers}
+    schemes |= {head(one): tied or default}
     recipe = (RecipeStep(name="calibrate"),)
     return MixedPrecisionConfig(model=one.fingerprint, schemes=schemes, recipe=recipe, training=training)
 
@@ -101,7 +102,8 @@ def run(one: Evaluator, candidate: Candidate, inputs: Array) -> Array:
 @pytest.mark.parametrize("rows", [1, 5])
 def test_any_number_of_rows_is_captured(task: type[Model], rows: int) -> None:
     one = evaluator(task)
-    assert [layer.op for layer in one.graph.layers] == ["MatMul"] * 6 + ["Gemm" if task is Model else "MatMul"]
+    assert [layer.op for layer in one.graph.matrices] == ["MatMul"] * 6 + ["Gemm" if task is Model else "MatMul"]
+    assert [layer.op for layer in one.graph.layers if not layer.multiplies] == ["Gather", "MatMul", "MatMul"]
     with torch.inference_mode():
         want = task().model()(torch.from_numpy(tokens(3, rows))).numpy()
     assert want.shape == (rows, TIME, VOCABULARY)

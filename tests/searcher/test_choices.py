@@ -6,17 +6,19 @@ from functools import cache
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision, RecipeStep, Stage
 from mixq.errors import InputError
-from mixq.graph import Graph
+from mixq.graph import Graph, capture
 from mixq.runtimes import NAMES, get_runtime
 from mixq.searcher.choices import RATE, RECIPE, REST, STEPS, Choices, make_choices
 from mixq.searcher.space import check_space
-from tests.helpers import Net, images
+from tests.helpers import Net, images, ort_run
+from tests.support.cases import Attention
 
 LAYERS = ["stem", "left", "right", "head"]
 MINMAX = (RecipeStep(name="calibrate", params={"activations": "minmax", "weights": "minmax"}),)
@@ -213,3 +215,32 @@ def test_a_configuration_is_for_the_layers_of_the_graph() -> None:
     config = found.config({**first_of_each(found), "head": "int8"})
     config.check_for("m", network().layer_names)
     assert config.schemes["head"] == LayerScheme.parse("int8")
+
+
+@cache
+def transformer() -> Graph:
+    return capture(Attention().eval(), {"ids": np.zeros((3, 12), np.int64)}, ort_run)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_readers_of_one_tensor_decide_together_and_embeddings_are_codes(name: str) -> None:
+    found = decisions(choices(name, transformer(), activations=["static", "dynamic"]))
+    products = "fp32" if name == "openvino" else "fp32 int8 int8-dynamic"
+    assert found == {
+        "embedding": "fp32 int8-weight_only",
+        "query, key, value": "fp32 int8 int8-dynamic",
+        "node_matmul": products,
+        "node_matmul_1": products,
+        "out": "fp32 int8 int8-dynamic",
+    }
+
+
+def test_what_was_left_out_is_said_once_for_all_layers() -> None:
+    notes = choices("openvino", transformer(), activations=["static", "dynamic"]).notes
+    assert len([note for note in notes if "int8-dynamic" in note]) == 1
+    assert len([note for note in notes if "openvino cannot run int8:" in note]) == 1
+
+
+def test_a_group_of_the_user_goes_before_readers_of_one_tensor() -> None:
+    found = decisions(choices("openvino", transformer(), groups=["value", "*"]))
+    assert list(found) == ["group *", "group value"]

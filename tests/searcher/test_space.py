@@ -13,7 +13,8 @@ from mixq.errors import InputError
 from mixq.searcher.space import SearchSpace, check_space, load_space
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted([*ROOT.glob("search_spaces/*.yaml"), *ROOT.glob("experiments/**/*.yaml")])
+YAML_FILES = sorted([*ROOT.glob("search_spaces/*.yaml"), *ROOT.glob("experiments/**/*.yaml")])
+SHIPPED = [path for path in YAML_FILES if path.parent.name != "jobs"]
 FIELDS = "activations, constraints, groups, objectives, overrides, precisions, recipes, rest, sampler, stages, training"
 PRECISIONS = "Input should be 'fp32', 'fp16', 'bf16' or 'int8' (got 'int4')"
 

@@ -1,0 +1,68 @@
+"""What a search measures before it is guided: how much each layer suffers, and how long its kernels take."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+
+from mixq.config import LayerScheme, Precision, all_schemes
+from mixq.evaluator import Evaluator
+from mixq.job import SearchJob
+from mixq.launch import analyze_with_bar
+from mixq.progress import Progress
+from mixq.searcher.choices import Choices
+from mixq.searcher.cost import take_profiles
+from mixq.searcher.guidance import sampler_of
+from mixq.searcher.run import enqueue
+from mixq.searcher.study import load_profiles, load_sensitivity, store_profiles, store_sensitivity
+from mixq.searcher.warmstart import ANALYZED, analyzed_starts
+from mixq.sensitivity import Sensitivity, pairs
+
+INT8 = LayerScheme(precision=Precision.INT8)
+ANALYSIS_ROWS = 200  # search rows that a search's own analysis looks at, for INT8: it steers, it does not decide
+ANALYSIS_MACS = 1e12  # a quarter of a minute on two cores
+FEWEST_ROWS = 50
+
+
+def guide_job(job: SearchJob, progress: Progress) -> None:
+    """Analyze, unless the study knows already; from then on its sampler is the space's, and what comes first queued."""
+    with job.evaluator.turns.working():
+        job.sensitivity = _analyzed(job, progress)
+        _take_profiles(job)
+    seed = job.seed + len(job.study.trials)
+    job.study.sampler = sampler_of(job.study, job.choices, job.evaluator.graph, job.space, seed)
+    passed = any(trial.feasible and trial.config.layers_with(Precision.INT8) for trial in job.trials)
+    enqueue(job.study, ANALYZED, analyzed_starts(job.choices, job.sensitivity, recipes_first=not passed))
+
+
+def _analyzed(job: SearchJob, progress: Progress) -> Sensitivity:
+    """What the study has stored, else analyzed now."""
+    known = load_sensitivity(job.study)
+    if known is not None:
+        return known
+    with job.watch.measuring("analysis"):
+        found = _analyze(job.evaluator, job.choices, progress)
+    store_sensitivity(job.study, found)
+    return found
+
+
+def _analyze(evaluator: Evaluator, choices: Choices, progress: Progress) -> Sensitivity:
+    """Of every kind of INT8 that there is to choose, in each layer those that it may have."""
+    offered = {layer: {s.untrained for s in unit.schemes} for unit in choices.units for layer in unit.layers}
+    int8 = [s for s in all_schemes() if s.precision is Precision.INT8 and any(s in o for o in offered.values())]
+    if not int8:
+        return analyze_with_bar(evaluator, [INT8], ANALYSIS_ROWS, progress)
+    return analyze_with_bar(evaluator, int8, _rows(evaluator, int8, offered), progress, offered)
+
+
+def _rows(evaluator: Evaluator, schemes: list[LayerScheme], offered: Mapping[str, Container[LayerScheme]]) -> int:
+    """As many as fit the time that an analysis may take; each run is of half the network, on average."""
+    macs = sum(layer.macs for layer in evaluator.graph.layers)
+    runs = len(pairs(evaluator, schemes, offered))
+    return int(min(ANALYSIS_ROWS, max(FEWEST_ROWS, ANALYSIS_MACS / (runs * macs / 2 + 1))))
+
+
+def _take_profiles(job: SearchJob) -> None:
+    """The layers' times in each precision, unless the study knows."""
+    if load_profiles(job.study) is None:
+        with job.watch.measuring("profiles"):
+            store_profiles(job.study, take_profiles(job.evaluator, job.choices))

@@ -1,0 +1,128 @@
+"""The examples of experiments/jobs, each run by its own command on a small search."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mixq.cli import _parser
+from mixq.job_file import load_job
+from tests.bad_input.user_files import TASK, write_models
+
+ROOT = Path(__file__).parents[2]
+JOBS = ROOT / "experiments" / "jobs"
+MIXQ = '#!/bin/bash\nexec {python} -m mixq "$@" {more}\n'
+SRUN = '#!/bin/bash\nfor i in ${SRUN_TASKS:-0}; do SLURM_PROCID=$i "$@"; done\n'
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder laid out as the examples expect the project to be, with a task of a second."""
+    write_models(tmp_path)
+    (tmp_path / "task.py").write_text(TASK, encoding="utf-8")
+    (tmp_path / "space.yaml").write_text("precisions: [fp32, int8]\nconstraints: {max_drop: 1}\n", encoding="utf-8")
+    job = (
+        "task: ../../task.py:Tiny\nspace: ../../space.yaml\nout: ../../runs/out\nbudget: {trials: 1}\ntracking: none\n"
+    )
+    for name, text in {
+        "experiments/jobs/digits.yaml": job,
+        ".venv/bin/mixq": MIXQ.format(python=sys.executable, more=""),
+        "bin/mixq": MIXQ.format(python=sys.executable, more="--trials 1 --tracking none"),
+        "bin/srun": SRUN,
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o755)
+    (tmp_path / "runs").mkdir()
+    return tmp_path
+
+
+def run(command: list[str], project: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    path = f"{project}/bin:{os.environ['PATH']}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, "PROJECT": str(project), **variables}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=project, env=env)
+
+
+def last_event(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads([line for line in text.splitlines() if line.startswith("{")][-1])
+    return found
+
+
+STUDY = {"TASK": "task.py:Tiny", "SPACE": "space.yaml", "STUDY": "tiny", "STORAGE": "sqlite:///tiny.db"}
+
+
+def test_the_job_is_that_of_the_digits() -> None:
+    job = load_job(JOBS / "digits.yaml")
+    assert Path(job.task.rpartition(":")[0]).is_file()
+    assert Path(job.space).is_file()
+
+
+def test_the_line_for_cron(project: Path) -> None:
+    (line,) = (text for text in (JOBS / "crontab").read_text(encoding="utf-8").splitlines() if text[:1].isdigit())
+    done = run(["sh", "-c", line.split(None, 5)[5]], project)
+    assert done.returncode == 0, done.stderr
+    log = (project / "runs/digits_job.log").read_text(encoding="utf-8")
+    assert last_event(log) == {
+        "event": "finished",
+        "exit_code": 0,
+        "summary": str(project / "runs/out/summary.json"),
+        "feasible": True,
+    }
+
+
+def test_the_script_for_slurm(project: Path) -> None:
+    done = run(["bash", str(JOBS / "search.slurm")], project, **STUDY, OUT="runs/slurm")
+    assert done.returncode == 0, done.stderr
+    assert last_event(done.stdout)["exit_code"] == 0
+    assert (project / "runs/slurm/best.onnx").is_file()
+
+
+def test_the_script_for_slurm_wants_a_storage(project: Path) -> None:
+    done = run(["bash", str(JOBS / "search.slurm")], project)
+    assert done.returncode != 0
+    assert "STORAGE: set STORAGE to the URL of a database" in done.stderr
+
+
+def container() -> dict[str, Any]:
+    job = yaml.safe_load((JOBS / "search.kubernetes.yaml").read_text(encoding="utf-8"))
+    assert (job["kind"], job["spec"]["completionMode"]) == ("Job", "Indexed")
+    (found,) = job["spec"]["template"]["spec"]["containers"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_command_for_kubernetes(project: Path) -> None:
+    command = [*container()["command"], *container()["args"]]
+    done = run(command, project, **STUDY, OUT=str(project / "results"), JOB_COMPLETION_INDEX="0")
+    assert done.returncode == 0, done.stderr
+    assert last_event(done.stdout)["exit_code"] == 0
+    assert (project / "results/summary.json").is_file()
+
+
+def test_a_secret_comes_from_a_secret() -> None:
+    storage = next(entry for entry in container()["env"] if entry["name"] == "STORAGE")
+    assert "value" not in storage
+    assert storage["valueFrom"]["secretKeyRef"]
+
+
+def test_a_worker_of_each_joins(project: Path) -> None:
+    """Once the search is done, a worker finds nothing left and ends."""
+    commands = next(action for action in _parser()._actions if action.metavar == "COMMAND").choices
+    if "worker" not in (commands or ()):
+        pytest.skip("this mixq has no worker command")
+    (project / "bin/mixq").write_text(MIXQ.format(python=sys.executable, more=""), encoding="utf-8")
+    search = ["search", "task.py:Tiny", "--space", "space.yaml", "--out", "runs/out", "--study", "tiny"]
+    options = ["--storage", STUDY["STORAGE"], "--trials", "1", "--tracking", "none", "--quiet"]
+    done = run([f"{project}/bin/mixq", *search, *options], project)
+    assert done.returncode == 0, done.stderr
+    command = [*container()["command"], *container()["args"]]
+    assert run(command, project, **STUDY, JOB_COMPLETION_INDEX="1").returncode == 0
+    assert run(["bash", str(JOBS / "search.slurm")], project, **STUDY, SRUN_TASKS="1").returncode == 0

@@ -1,0 +1,69 @@
+"""A real text encoder: what is captured of it, and what INT8 with scales found at run time makes of it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from itertools import islice
+
+import pytest
+
+from experiments.data_folder import data_folder
+from experiments.minilm_stsb.minilm import PACKAGE, encode
+from experiments.minilm_stsb.task import MiniLM
+from mixq.config import LayerScheme, MixedPrecisionConfig
+from mixq.errors import InputError
+from mixq.evaluator import Evaluator
+from mixq.runtimes import NAMES, get_runtime
+from mixq.task import Array, Inputs
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+
+class FewPairs(MiniLM):
+    """100 pairs a split."""
+
+    def batches(self, split: str) -> Iterator[tuple[Inputs, Array]]:
+        return islice(super().batches(split), 2)
+
+
+@cache
+def minilm(runtime: str) -> Evaluator:
+    try:
+        data_folder("stsb")
+    except InputError as error:
+        pytest.skip(str(error))
+    if importlib.util.find_spec(PACKAGE) is None or importlib.util.find_spec("transformers") is None:
+        pytest.skip("needs the extra 'text'")
+    return Evaluator(FewPairs(), get_runtime(runtime), latency_budget_s=0.0)
+
+
+def test_its_layers_are_matrices_products_and_the_table_of_words() -> None:
+    layers = minilm("openvino").graph.layers
+    kinds = Counter("matrix" if layer.multiplies else "table" if layer.looks_up else "product" for layer in layers)
+    assert (kinds["matrix"], kinds["product"]) == (36, 12)
+    assert "bert.encoder.layer.0.attention.self.query" in minilm("openvino").graph.layer_names
+    tables = {layer.name: layer.parameters for layer in layers if layer.looks_up}
+    assert tables["bert.embeddings.word_embeddings"] == 30522 * 384
+
+
+@pytest.mark.parametrize("runtime", NAMES)
+def test_int8_runs_as_asked_is_small_and_close_at_any_length(runtime: str) -> None:
+    evaluator = minilm(runtime)
+    dynamic, codes, fp32 = map(LayerScheme.parse, ("int8-dynamic", "int8-weight_only", "fp32"))
+    schemes = {
+        layer.name: codes if layer.looks_up else dynamic if layer.multiplies else fp32
+        for layer in evaluator.graph.layers
+    }
+    candidate = evaluator.prepare(MixedPrecisionConfig(model=evaluator.fingerprint, schemes=schemes))
+    found = evaluator.evaluate(candidate)
+    assert found.silent == ()
+    assert found.compression > 3.5
+    assert found.output_mse < 0.02
+    words = encode(["A man is playing a guitar.", "Somebody makes music."] * 4, 128)
+    run = evaluator.runtime.compile(candidate.model, 2, candidate.options).run
+    exact = evaluator.runtime.compile(evaluator.reference.model, 2, evaluator.reference.options).run
+    (have,), (want,) = (list(one(words).values()) for one in (run, exact))
+    assert ((have - want) ** 2).sum() < 0.02 * (want**2).sum()
