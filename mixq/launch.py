@@ -131,7 +131,7 @@ def open_job(
     budget = budget.after(earlier)
     content = space.model_dump(mode="json")
     settings = Settings(content, evaluator.runtime.name, evaluator.threads, seed, str(folder.resolve()))
-    lost = Watch(study)
+    lost = Watch(study, turn=turn)
     lost.look()
     take_the_lead(study, settings, budget, turn, progress.warn)
     if interrupted := lost.clear_up():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from types import TracebackType
 
@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mixq.errors import MixqError
 from mixq.process import ProcessId
+from mixq.searcher.storage import Turn
 from mixq.searcher.study import ATTEMPT, BEAT, ORIGIN, WORKER, Study, to_retry
 
 BEAT_SECONDS = 5.0
@@ -82,10 +83,10 @@ class Signs:
 
 
 class Watch:
-    """Watches the trials of a study that are being evaluated."""
+    """Watches the trials of a study that are being evaluated. turn: that of the processes which propose them."""
 
-    def __init__(self, study: Study, grace_s: float = GRACE_SECONDS) -> None:
-        self._study, self._grace_s, self._signs = study, grace_s, Signs()
+    def __init__(self, study: Study, grace_s: float = GRACE_SECONDS, turn: Turn = nullcontext) -> None:
+        self._study, self._grace_s, self._turn, self._signs = study, grace_s, turn, Signs()
 
     def running(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -97,15 +98,26 @@ class Watch:
 
     def clear_up(self) -> int:
         """Fail the trials whose process is gone, queue again what was interrupted; the number of the latter."""
+        if any(WORKER not in trial.user_attrs for trial in self.running()):
+            self._fail_unowned()
         for trial in self.running():
             if self._is_lost(trial):
                 fail(self._study, trial)
         return requeue(self._study)
 
+    def _fail_unowned(self) -> None:
+        """Fail the trials of whoever was killed while it proposed them: in its turn, each gets its process."""
+        with self._turn():
+            for trial in self.running():
+                if WORKER not in trial.user_attrs:
+                    fail(self._study, trial)
+
     def _is_lost(self, trial: FrozenTrial) -> bool:
         known = trial.user_attrs.get(WORKER)
-        worker = ProcessId.from_json(known) if known else None
-        if worker is not None and worker.is_local:
+        if known is None:  # it is being proposed
+            return False
+        worker = ProcessId.from_json(known)
+        if worker.is_local:
             return worker.is_gone
         sign = known, trial.user_attrs.get(BEAT)
         return self._signs.silent_s(trial.number, sign) > self._grace_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from mixq.searcher.history import History
 from mixq.searcher.interrupted import Heart, Watch, requeue
 from mixq.searcher.run import enqueue
 from mixq.searcher.samplers import distributions
+from mixq.searcher.storage import turn_at
 from mixq.searcher.study import (
     BEAT,
     MOST_ATTEMPTS,
@@ -83,6 +85,22 @@ def test_a_trial_of_a_process_that_is_gone_is_tried_again(tmp_path: Path, gone: 
     found = Search(TOY, space(), study=study).run(1)
     assert [(trial.number, trial.state, trial.origin) for trial in found] == [(1, "complete", "uniform int8")]
     assert config_ids(found) == [uniform("int8").id]
+
+
+def test_a_trial_of_who_was_killed_while_it_proposed_is_tried_again(tmp_path: Path) -> None:
+    """Its trial runs, and says not yet whose it is; whoever still proposes has the turn."""
+    study, url = opened(tmp_path), f"sqlite:///{tmp_path / 'study.db'}"
+    enqueue(study, "uniform", uniform_starts(choices_of(TOY, space()))[:1])
+    study.ask(distributions(choices_of(TOY, space())))
+    looked = threading.Thread(target=Watch(opened(tmp_path), turn=turn_at(url, "toy")).clear_up)
+    with turn_at(url, "toy")():
+        looked.start()
+        looked.join(0.2)
+        assert states(study) == [TrialState.RUNNING]
+    looked.join()
+    assert states(study) == [TrialState.FAIL, TrialState.WAITING]
+    (trial,) = Search(TOY, space(), study=study).run(1)
+    assert (trial.number, trial.origin) == (1, study.trials[0].user_attrs["mixq:origin"])
 
 
 def test_what_a_retried_trial_violates_is_its_own(tmp_path: Path, gone: ProcessId) -> None:
