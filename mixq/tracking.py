@@ -10,10 +10,11 @@ import logging
 import math
 import os
 import re
+import sqlite3
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,11 +218,8 @@ class Tracker:
 
 def _client(uri: str) -> MlflowClient:
     _, separator, path = uri.partition("sqlite:///")
-    folder = Path(unquote(path.partition("?")[0])).absolute().parent
-    if separator and not folder.is_dir():  # MLflow would try for minutes
-        raise InputError(
-            f"there is no folder for the MLflow store {redacted(uri)}; make it, or give another --tracking"
-        )
+    if separator:
+        _check_sqlite(uri, Path(unquote(path.partition("?")[0])).absolute())
     # A server that is away is told within seconds; by default MLflow tries for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -230,6 +228,16 @@ def _client(uri: str) -> MlflowClient:
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Creating initial MLflow database tables"
     return MlflowClient(uri)
+
+
+def _check_sqlite(uri: str, path: Path) -> None:
+    """Raises InputError or SQLite's own error where the file cannot be opened: MLflow would try for minutes."""
+    if not path.parent.is_dir():
+        raise InputError(
+            f"there is no folder for the MLflow store {redacted(uri)}; make it, or give another --tracking"
+        )
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA schema_version")
 
 
 def _experiment_id(client: MlflowClient, name: str, location: str | None) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from mixq import machine
 
 TIMING = "timing"
+LOCKS = "MIXQ_LOCKS"  # the folder of the locks, where that for temporary files is not the same for all of a host
 LONGEST_WAIT = 120.0  # seconds: a process that was stopped (Ctrl-Z) with a lock does not stop all others
 POLL = 0.01  # seconds
 
@@ -31,7 +32,7 @@ class Turns:
     """
 
     def __init__(self, folder: Path | None = None, longest_wait_s: float = LONGEST_WAIT) -> None:
-        """`folder`: where the locks lie, the same for all processes of a host."""
+        """`folder`: where the locks lie, the same for all processes of a host; by default what LOCKS says."""
         self._folder = folder
         self._told = False
         self._longest_wait_s = longest_wait_s
@@ -77,7 +78,7 @@ class Turns:
         had = True
         for name in sorted(names):
             try:
-                descriptor = _opened((self._folder or Path(tempfile.gettempdir())) / f"mixq-{name}.lock")
+                descriptor = _opened((self._folder or _folder()) / f"mixq-{name}.lock")
                 held.callback(os.close, descriptor)
                 had = _locked(descriptor, kind, end) and had
             except OSError as error:
@@ -88,6 +89,10 @@ class Turns:
         if not self._told:
             logger.warning("timings are not kept apart from other mixq processes on this host: %s", error)
         self._told = True
+
+
+def _folder() -> Path:
+    return Path(os.environ.get(LOCKS) or tempfile.gettempdir())
 
 
 def _cores() -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mixq import machine
-from mixq.turns import Turns
+from mixq.turns import LOCKS, Turns
 
 ROOT = Path(__file__).parents[1]
 HOLDER = """
@@ -122,6 +122,12 @@ def test_where_there_can_be_no_locks_it_is_said_once(tmp_path: Path, caplog: pyt
             assert alone
     assert len(caplog.records) == 1
     assert "not kept apart from other mixq processes" in caplog.text
+
+
+def test_the_folder_of_the_locks_may_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LOCKS, str(tmp_path))
+    with held(tmp_path, "timing"), Turns(longest_wait_s=0.05).timing() as alone:
+        assert not alone
 
 
 def test_other_users_may_take_turns_whatever_the_umask(tmp_path: Path) -> None:
