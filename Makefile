@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export DO_NOT_TRACK := true
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick faults lint clean
 
 demo: $(STAMP)  ## the main job: search the digits network, verify and show the result
 	$(BIN)/mixq search experiments/digits/task.py:Digits --space experiments/digits/demo.yaml --trials 16 --out runs/demo
@@ -17,6 +17,9 @@ test: $(STAMP) lint  ## lint, types and all tests
 
 quick: $(STAMP)  ## tests without the slow ones
 	$(BIN)/pytest -m "not slow"
+
+faults: $(STAMP)  ## searches killed in every phase: minutes; `make test` has a few of them
+	MIXQ_ALL_FAULTS=1 $(BIN)/pytest tests/end_to_end/test_kills.py tests/end_to_end/test_workers.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+import onnx
+import pytest
 
 import mixq
 from mixq.process import ProcessId
-from mixq.searcher.study import CONFIG_ID, FINISHED, counted, join_study
-from mixq.task import Array, Outputs
-from tests.end_to_end.blobs import ROOT, TASK, Blobs
+from mixq.searcher.study import CONFIG_ID, FINISHED, WORKER, Study, counted, join_study
+from tests.end_to_end import exported
+from tests.end_to_end.blobs import ROOT, written
+from tests.helpers import Net
 
-TOKENS = "MIXQ_TEST_TOKENS"
+LONGEST_WAIT = 200  # seconds
 KILLED = -signal.SIGKILL
+WHOLE_SET = "MIXQ_ALL_FAULTS"
+of_the_whole_set = pytest.mark.skipif(not os.environ.get(WHOLE_SET), reason=f"minutes: make faults ({WHOLE_SET}=1)")
+
+# Large enough not to be used up; every configuration is good enough to be exported, where it is small.
+SPACE = """
+precisions: [fp32, bf16, fp16, int8]
+objectives: [size, latency]
+constraints: {max_drop: 1}
+"""
 # Kills its own process at the call `number` of a function whose last positional argument ends with `argument`.
 FATAL = """
 import os, signal, sys
@@ -48,30 +63,75 @@ sys.exit(cli.main(sys.argv[4:]))
 """
 
 
-class Fatal(Blobs):
-    """Each token in the folder TOKENS kills one process of a crew while it evaluates."""
+@dataclass(frozen=True)
+class Faulty:
+    """A search that is going to be killed: its task and its space, and where its results go."""
 
-    calls = 0
+    task: str
+    space: Path
+    out: Path
 
-    def metrics(self, outputs: Outputs, targets: Array) -> Mapping[str, float]:
-        self.calls += 1  # the first one is FP32's, before it joins
-        if self.calls > 1 and "MIXQ_LEADER" in os.environ:
-            for token in Path(os.environ[TOKENS]).glob("*"):
-                try:
-                    token.unlink()
-                except FileNotFoundError:  # another process took it
-                    continue
-                os.kill(os.getpid(), signal.SIGKILL)
-        return super().metrics(outputs, targets)
+    @classmethod
+    def written(cls, folder: Path, name: str = "Exported") -> Faulty:
+        """One whose task and model lie in `folder`."""
+        shutil.copy(exported.__file__, folder / "task.py")
+        net, x = Net(3, 8, 8, name="image"), "image"
+        for layer in ("first", "second", "third", "fourth"):
+            x = net.op("Relu", net.conv(x, 32, layer))
+        onnx.save(net.model(net.gemm(net.pooled(x), 32, 5, "head")), folder / exported.MODEL.name)
+        return cls(f"{folder / 'task.py'}:{name}", written(folder, SPACE), folder / "out")
 
+    @property
+    def name(self) -> str:
+        return self.task.rpartition(":")[2]
 
-FATAL_TASK = "tests.end_to_end.killing:Fatal"
+    @property
+    def storage(self) -> str:
+        return f"sqlite:///{self.out / 'study.db'}"
 
+    def command(self, trials: int, *options: str) -> list[str]:
+        given = ("--trials", str(trials), "--timeout", "250", "--quiet", *options)
+        tracking = () if "--tracking" in options else ("--tracking", "none")
+        return ["search", self.task, "--space", str(self.space), "--out", str(self.out), *given, *tracking]
 
-def arguments(out: Path, space: Path, *options: str | Path, task: str = TASK) -> list[str]:
-    return [
-        str(part) for part in ("search", task, "--space", space, "--out", out, "--timeout", "250", "--quiet", *options)
-    ]
+    def search(self, trials: int, workers: int = 1, tracking: str = "none") -> mixq.SearchResult:
+        """Given again, in this process."""
+        return mixq.search(
+            self.task, self.space, self.out, trials=trials, workers=workers, tracking=tracking, quiet=True
+        )
+
+    def joined(self) -> list[str]:
+        return ["worker", self.task, "--study", self.name, "--storage", self.storage]
+
+    @property
+    def study(self) -> Study:
+        return join_study(self.storage, self.name)
+
+    def finished(self) -> int:
+        """Trials that are finished so far."""
+        try:
+            return len(counted(self.study.get_trials(deepcopy=False, states=FINISHED)))
+        except mixq.InputError:  # it is being made
+            return 0
+
+    def evaluators(self) -> set[int]:
+        """The processes that evaluated."""
+        attributes = [trial.user_attrs for trial in self.study.trials]
+        return {ProcessId.from_json(found[WORKER]).pid for found in attributes if WORKER in found}
+
+    def check_complete(self, trials: int) -> None:
+        """Nothing is lost, nothing was counted twice, and what lies in the folder belongs together."""
+        found = self.study.trials
+        states = Counter(trial.state.name for trial in found)
+        summary = json.loads((self.out / "summary.json").read_text(encoding="utf-8"))
+        counts, best = summary["trials"], summary["best"]
+        assert (sum(counts.values()), counts["failed"], states["RUNNING"]) == (trials, 0, 0), (counts, states)
+        told = [t.user_attrs[CONFIG_ID] for t in found if t.state.name != "FAIL" and CONFIG_ID in t.user_attrs]
+        assert len(told) == len(set(told)) == trials
+        assert mixq.verify(self.out).ok
+        certificate = json.loads((self.out / "certificate.json").read_text(encoding="utf-8"))
+        assert certificate["config_id"] == best["config_id"]
+        assert certificate["measured"]["speedup"]["median"] == best["speedup"]
 
 
 def killed_at(place: str, number: int, argument: str, command: list[str]) -> None:
@@ -105,42 +165,15 @@ def started(command: list[str], **environment: str) -> Iterator[subprocess.Popen
             process.kill()
 
 
-def wait_until(met: Callable[[], bool], what: str, seconds: float = 200) -> None:
-    end = time.monotonic() + seconds
+def wait_until(met: Callable[[], bool], what: str, process: subprocess.Popen[str] | None = None) -> None:
+    """Raises AssertionError where the process, which is to bring it about, ends before."""
+    end = time.monotonic() + LONGEST_WAIT
     while not met():
-        assert time.monotonic() < end, f"{what} not within {seconds} s"
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"{what} not within {LONGEST_WAIT} s"
         time.sleep(0.05)
-
-
-def finished(out: Path, name: str = "Blobs") -> int:
-    """Trials that are finished so far."""
-    if not (out / "study.db").exists():
-        return 0
-    try:
-        study = join_study(f"sqlite:///{out / 'study.db'}", name)
-    except mixq.InputError:  # it is being made
-        return 0
-    return len(counted(study.get_trials(deepcopy=False, states=FINISHED)))
 
 
 def children(process: subprocess.Popen[str]) -> list[ProcessId]:
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [ProcessId.of(int(pid)) for pid in path.read_text(encoding="ascii").split()]
-
-
-def check_complete(out: Path, trials: int, name: str = "Blobs", storage: str = "") -> None:
-    """Nothing is lost, nothing was counted twice, and what lies in the folder belongs together."""
-    study = join_study(storage or f"sqlite:///{out / 'study.db'}", name)
-    states = Counter(trial.state.name for trial in study.trials)
-    assert states["RUNNING"] == 0
-    counts = json.loads((out / "summary.json").read_text(encoding="utf-8"))["trials"]
-    assert sum(counts.values()) == trials, (counts, states)
-    assert counts["failed"] == 0
-    told = [t.user_attrs[CONFIG_ID] for t in study.trials if t.state.name != "FAIL" and CONFIG_ID in t.user_attrs]
-    assert len(told) == len(set(told)) == trials
-    found = mixq.verify(out)
-    assert found.ok, found
-    best = json.loads((out / "summary.json").read_text(encoding="utf-8"))["best"]
-    certificate = json.loads((out / "certificate.json").read_text(encoding="utf-8"))
-    assert certificate["config_id"] == best["config_id"]
-    assert certificate["measured"]["speedup"]["median"] == best["speedup"]
