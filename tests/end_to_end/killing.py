@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,15 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import pytest
 
 import mixq
 from mixq.process import ProcessId
 from mixq.searcher.study import CONFIG_ID, FINISHED, WORKER, Study, counted, join_study
-from tests.end_to_end import exported
+from tests import exported
 from tests.end_to_end.blobs import ROOT, written
-from tests.helpers import Net
 
 LONGEST_WAIT = 200  # seconds
 KILLED = -signal.SIGKILL
@@ -74,12 +71,7 @@ class Faulty:
     @classmethod
     def written(cls, folder: Path, name: str = "Exported") -> Faulty:
         """One whose task and model lie in `folder`."""
-        shutil.copy(exported.__file__, folder / "task.py")
-        net, x = Net(3, 8, 8, name="image"), "image"
-        for layer in ("first", "second", "third", "fourth"):
-            x = net.op("Relu", net.conv(x, 32, layer))
-        onnx.save(net.model(net.gemm(net.pooled(x), 32, 5, "head")), folder / exported.MODEL.name)
-        return cls(f"{folder / 'task.py'}:{name}", written(folder, SPACE), folder / "out")
+        return cls(f"{exported.write(folder)}:{name}", written(folder, SPACE), folder / "out")
 
     @property
     def name(self) -> str:

@@ -11,8 +11,8 @@ import pytest
 import mixq
 from mixq import machine
 from mixq.process import ProcessId
-from tests.end_to_end.exported import TOKENS
 from tests.end_to_end.killing import Faulty, children, of_the_whole_set, started, wait_until
+from tests.exported import TOKENS
 
 TWO = ("--workers", "2")
 MANY = 1000  # trials that are never reached
@@ -97,7 +97,7 @@ def test_a_host_of_another_cpu_is_refused_by_name(faulty: Faulty, monkeypatch: p
 
 
 def test_workers_need_a_task_by_name(faulty: Faulty) -> None:
-    from tests.end_to_end.exported import Exported
+    from tests.exported import Exported
 
     with pytest.raises(mixq.InputError, match=r"need the task as 'file\.py:Class'"):
         mixq.search(Exported(), faulty.space, faulty.out, workers=2)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mixq.cli import _parser
+from mixq import cli
 from mixq.job_file import load_job
-from tests.bad_input.user_files import TASK, write_models
+from tests import exported
 
 ROOT = Path(__file__).parents[2]
 JOBS = ROOT / "experiments" / "jobs"
@@ -25,11 +25,11 @@ SRUN = '#!/bin/bash\nfor i in ${SRUN_TASKS:-0}; do SLURM_PROCID=$i "$@"; done\n'
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A folder laid out as the examples expect the project to be, with a task of a second."""
-    write_models(tmp_path)
-    (tmp_path / "task.py").write_text(TASK, encoding="utf-8")
+    exported.write(tmp_path)
     (tmp_path / "space.yaml").write_text("precisions: [fp32, int8]\nconstraints: {max_drop: 1}\n", encoding="utf-8")
     job = (
-        "task: ../../task.py:Tiny\nspace: ../../space.yaml\nout: ../../runs/out\nbudget: {trials: 1}\ntracking: none\n"
+        "task: ../../task.py:Exported\nspace: ../../space.yaml\nout: ../../runs/out\n"
+        "budget: {trials: 1}\ntracking: none\n"
     )
     for name, text in {
         "experiments/jobs/digits.yaml": job,
@@ -56,7 +56,7 @@ def last_event(text: str) -> dict[str, Any]:
     return found
 
 
-STUDY = {"TASK": "task.py:Tiny", "SPACE": "space.yaml", "STUDY": "tiny", "STORAGE": "sqlite:///tiny.db"}
+STUDY = {"TASK": "task.py:Exported", "SPACE": "space.yaml", "STUDY": "small", "STORAGE": "sqlite:///small.db"}
 
 
 def test_the_job_is_that_of_the_digits() -> None:
@@ -113,16 +113,14 @@ def test_a_secret_comes_from_a_secret() -> None:
     assert storage["valueFrom"]["secretKeyRef"]
 
 
-def test_a_worker_of_each_joins(project: Path) -> None:
+def test_a_worker_of_each_joins(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the search is done, a worker finds nothing left and ends."""
-    commands = next(action for action in _parser()._actions if action.metavar == "COMMAND").choices
-    if "worker" not in (commands or ()):
-        pytest.skip("this mixq has no worker command")
     (project / "bin/mixq").write_text(MIXQ.format(python=sys.executable, more=""), encoding="utf-8")
-    search = ["search", "task.py:Tiny", "--space", "space.yaml", "--out", "runs/out", "--study", "tiny"]
+    search = ["search", "task.py:Exported", "--space", "space.yaml", "--out", "runs/out", "--study", STUDY["STUDY"]]
     options = ["--storage", STUDY["STORAGE"], "--trials", "1", "--tracking", "none", "--quiet"]
-    done = run([f"{project}/bin/mixq", *search, *options], project)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert cli.main([*search, *options]) == cli.FOUND
     command = [*container()["command"], *container()["args"]]
     assert run(command, project, **STUDY, JOB_COMPLETION_INDEX="1").returncode == 0
     assert run(["bash", str(JOBS / "search.slurm")], project, **STUDY, SRUN_TASKS="1").returncode == 0

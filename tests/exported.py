@@ -1,13 +1,15 @@
-"""Tasks of an .onnx file beside this one: nothing here takes long, for many processes each do it anew."""
+"""Tasks of an .onnx file beside this one, to be copied: many processes read them, and without torch that is quick."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 import mixq
 from mixq.task import Array, Inputs, Outputs
@@ -51,6 +53,17 @@ class Fatal(Exported):
                     continue
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().metrics(outputs, targets)
+
+
+def write(folder: Path) -> Path:
+    """The tasks and their model in `folder`; the file of the tasks."""
+    from tests.helpers import Net
+
+    net, x = Net(3, 8, 8, name="image"), "image"
+    for layer in ("first", "second", "third", "fourth"):
+        x = net.op("Relu", net.conv(x, 32, layer))
+    onnx.save(net.model(net.gemm(net.pooled(x), 32, 5, "head")), folder / MODEL.name)
+    return Path(shutil.copy(__file__, folder / "task.py"))
 
 
 def images(seed: int) -> Inputs:
