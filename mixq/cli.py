@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from mixq.errors import InputError, MixqError, shown
+from mixq.urls import STORAGE
 
 FOUND, FAILED, BAD_INPUT, NOTHING_FEASIBLE = 0, 1, 2, 3
 
@@ -117,7 +118,7 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("--timeout", type=float, help="seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--study", help="name of the study (default: the task's class)")
-    parser.add_argument("--storage", help="Optuna storage URL (default: a SQLite file in --out)")
+    parser.add_argument("--storage", help=f"Optuna storage URL (default: {STORAGE}, else a SQLite file in --out)")
     parser.add_argument("--tracking", help="MLflow tracking URI, or none (default: a SQLite file in --out)")
     parser.add_argument("--workers", type=int, default=1, help="processes on this host that evaluate (default 1)")
     parser.add_argument("--json", action="store_true", help="print one JSON line an event, and nothing else")
@@ -135,7 +136,7 @@ def _add_worker(commands: Any) -> None:
     parser = _add(commands, "worker", _worker, "join a search that runs, from this host or another")
     parser.add_argument("task", metavar="TASK", help="the search's: path/to/task.py:Class or package.module:Class")
     parser.add_argument("--study", required=True, help="name of the study that mixq search leads")
-    parser.add_argument("--storage", help="the search's Optuna storage URL (default: what MIXQ_STORAGE says)")
+    parser.add_argument("--storage", help=f"the search's Optuna storage URL (default: that in {STORAGE})")
     parser.add_argument("--out", help="the search's folder, where it can be reached from another host")
     parser.add_argument("--quiet", action="store_true", help="no progress on the terminal")
 
@@ -211,11 +212,17 @@ def _searched(as_json: bool, options: dict[str, Any]) -> int:
     from mixq import show
     from mixq.api import search
 
+    options = {**options, "storage": _storage(options["storage"])}
     if as_json:
         return _told(options)
     result = search(**options)
     print(show.result(result.summary, result.folder))
     return FOUND if result.feasible else NOTHING_FEASIBLE
+
+
+def _storage(given: str | None) -> str | None:
+    """That of the environment where none is given."""
+    return os.environ.get(STORAGE) or None if given is None else given
 
 
 def _told(options: dict[str, Any]) -> int:
@@ -248,10 +255,9 @@ def _told(options: dict[str, Any]) -> int:
 
 def _worker(arguments: Any) -> int:
     from mixq.api import work
-    from mixq.crew import STORAGE
 
-    storage = arguments.storage or os.environ.get(STORAGE)
-    if not storage:
+    storage = _storage(arguments.storage)
+    if storage is None:
         raise InputError(f"give --storage, the URL of the search's Optuna storage, or set {STORAGE} to it")
     done = work(arguments.task, arguments.study, storage, out=arguments.out, quiet=arguments.quiet)
     print(f"finished {done} trials of {arguments.study}")

@@ -15,8 +15,8 @@ from types import TracebackType
 from mixq import machine
 from mixq.errors import InputError
 from mixq.progress import Progress
+from mixq.urls import STORAGE
 
-STORAGE = "MIXQ_STORAGE"  # a storage's URL may hold a password, which everybody could read in a command
 LEADER = "MIXQ_LEADER"  # the process whose end is the worker's too
 MOST_DEATHS = 3  # in a row, with no trial finished between them
 REFUSED = 2  # exit code of what is not mended by trying again

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 HIDDEN = "***"
+STORAGE = "MIXQ_STORAGE"  # may hold the storage's URL: everybody could read it, and its password, in a command
 
 
 def redacted(url: str) -> str:

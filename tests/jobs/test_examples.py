@@ -56,7 +56,7 @@ def last_event(text: str) -> dict[str, Any]:
     return found
 
 
-STUDY = {"TASK": "task.py:Exported", "SPACE": "space.yaml", "STUDY": "small", "STORAGE": "sqlite:///small.db"}
+STUDY = {"TASK": "task.py:Exported", "SPACE": "space.yaml", "STUDY": "small", "MIXQ_STORAGE": "sqlite:///small.db"}
 
 
 def test_the_job_is_that_of_the_digits() -> None:
@@ -88,7 +88,7 @@ def test_the_script_for_slurm(project: Path) -> None:
 def test_the_script_for_slurm_wants_a_storage(project: Path) -> None:
     done = run(["bash", str(JOBS / "search.slurm")], project)
     assert done.returncode != 0
-    assert "STORAGE: set STORAGE to the URL of a database" in done.stderr
+    assert "MIXQ_STORAGE: set MIXQ_STORAGE to the URL of a database" in done.stderr
 
 
 def container() -> dict[str, Any]:
@@ -108,7 +108,7 @@ def test_the_command_for_kubernetes(project: Path) -> None:
 
 
 def test_a_secret_comes_from_a_secret() -> None:
-    storage = next(entry for entry in container()["env"] if entry["name"] == "STORAGE")
+    storage = next(entry for entry in container()["env"] if entry["name"] == "MIXQ_STORAGE")
     assert "value" not in storage
     assert storage["valueFrom"]["secretKeyRef"]
 
@@ -117,7 +117,7 @@ def test_a_worker_of_each_joins(project: Path, monkeypatch: pytest.MonkeyPatch) 
     """Once the search is done, a worker finds nothing left and ends."""
     (project / "bin/mixq").write_text(MIXQ.format(python=sys.executable, more=""), encoding="utf-8")
     search = ["search", "task.py:Exported", "--space", "space.yaml", "--out", "runs/out", "--study", STUDY["STUDY"]]
-    options = ["--storage", STUDY["STORAGE"], "--trials", "1", "--tracking", "none", "--quiet"]
+    options = ["--storage", STUDY["MIXQ_STORAGE"], "--trials", "1", "--tracking", "none", "--quiet"]
     monkeypatch.chdir(project)
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert cli.main([*search, *options]) == cli.FOUND

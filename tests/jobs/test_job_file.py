@@ -97,6 +97,21 @@ def test_a_job_tells_what_happens(files: Path, capfd: pytest.CaptureFixture[str]
 
 
 @pytest.mark.usefixtures("here")
+def test_the_storage_may_stand_in_the_environment(
+    files: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Unless the job names one."""
+    monkeypatch.setenv("MIXQ_STORAGE", "sqlite:///elsewhere.db")
+    path = job_of(files, 1)
+    assert cli.main(["run", str(path), "--quiet"]) == cli.FOUND
+    assert Path("elsewhere.db").is_file()
+    path.write_text(path.read_text(encoding="utf-8") + "storage: garbage\n", encoding="utf-8")
+    assert says(refusal(["run", str(path), "--quiet"], capfd), ["the study storage garbage cannot be opened"])
+
+
+@pytest.mark.usefixtures("here")
 def test_what_a_task_prints_is_no_event(files: Path, capfd: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     path = job_of(files, 1)
     text = path.read_text(encoding="utf-8").replace("task.py:Tiny", "loud.py:Loud")
