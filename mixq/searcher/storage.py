@@ -8,7 +8,7 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +38,8 @@ Turn = Callable[[], AbstractContextManager[None]]
 def open_storage(url: str) -> optuna.storages.BaseStorage:
     """Raises InputError, the URL in it without its password, where there is no such storage."""
     try:
-        return _opened(url)
+        with _alone(url):
+            return _opened(url)
     except (SQLAlchemyError, ImportError, LookupError, ValueError, RuntimeError) as error:
         raise refused(url, error) from (None if "@" in url else error)  # a traceback may show the password
 
@@ -78,11 +79,7 @@ def turn_at(url: str, name: str) -> Turn:
     """
     check_shared(url)
     path = sqlite_file(url)
-    if path is not None:
-        return _file_turn_at(path.with_name(f"{path.name}.turn"))
-    engine = sqlalchemy.create_engine(_as_opened(url), poolclass=sqlalchemy.pool.NullPool)
-    key = int.from_bytes(hashlib.sha256(f"mixq {name}".encode()).digest()[:KEY_BYTES], signed=True)
-    return lambda: _advisory_turn(engine, key)
+    return _advisory_turn_at(url, name) if path is None else _file_turn_at(_lock_of(path))
 
 
 def patiently(action: Callable[[], Result], longest_s: float = OUTAGE_SECONDS) -> Result:
@@ -156,6 +153,24 @@ def _driver_hint(url: str, error: Exception) -> str:
     return "; for PostgreSQL, pip install 'mixq[postgres]'" if missing else ""
 
 
+@contextmanager
+def _alone(url: str) -> Iterator[None]:
+    """Of several processes that open a new storage at once, all would make its tables, and all but one would fail."""
+    with ExitStack() as held:
+        path = sqlite_file(url)
+        if path is not None:
+            with suppress(OSError):  # then the database cannot be written either, and says why
+                held.enter_context(_file_turn(_lock_of(path)))
+        elif _kind(url) == POSTGRESQL:
+            held.enter_context(_advisory_turn_at(url, "")())
+        yield
+
+
+def _lock_of(path: Path) -> Path:
+    """Not the database's own file: closing a descriptor of it would undo SQLite's locks in this process."""
+    return path.with_name(f"{path.name}.turn")
+
+
 def _file_turn_at(path: Path) -> Turn:
     try:
         with _file_turn(path):
@@ -166,10 +181,15 @@ def _file_turn_at(path: Path) -> Turn:
 
 @contextmanager
 def _file_turn(path: Path) -> Iterator[None]:
-    # Not the database's own file: closing a descriptor of it would undo SQLite's locks in this process.
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _advisory_turn_at(url: str, name: str) -> Turn:
+    engine = sqlalchemy.create_engine(_as_opened(url), poolclass=sqlalchemy.pool.NullPool)
+    key = int.from_bytes(hashlib.sha256(f"mixq {name}".encode()).digest()[:KEY_BYTES], signed=True)
+    return lambda: _advisory_turn(engine, key)
 
 
 @contextmanager

@@ -123,6 +123,7 @@ class Faulty:
         assert mixq.verify(self.out).ok
         certificate = json.loads((self.out / "certificate.json").read_text(encoding="utf-8"))
         assert certificate["config_id"] == best["config_id"]
+        assert best["holdout"]["rows"] > 0
         assert certificate["measured"]["speedup"]["median"] == best["speedup"]
 
 

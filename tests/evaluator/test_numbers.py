@@ -222,4 +222,4 @@ def test_a_candidate_that_is_let_go_runs_no_further() -> None:
     with pytest.raises(DroppedError, match="too slow") as caught:
         evaluator.evaluate(prepared("openvino", INT8), lambda seen: "too slow")
     assert caught.value.glimpse.drop is None
-    assert caught.value.glimpse.seconds.keys() == {"recipe", "compile", "latency"}
+    assert caught.value.glimpse.seconds.keys() == {"recipe", "compile", "wait for a turn", "latency"}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
 
 from mixq.config import MixedPrecisionConfig
@@ -22,6 +23,7 @@ from mixq.searcher.stop import Stop
 from mixq.searcher.storage import turn_at
 from mixq.searcher.study import WORKER, join_study, open_study, store_trial, trials_of
 from tests.postgresql import PASSWORD, Server, running
+from tests.searcher.test_storage import opened_at_once
 from tests.searcher.toy import MODEL, Search, Toy, config_ids, space
 
 # An Optuna study cannot be closed: its pool of connections goes when it is collected, which psycopg warns of.
@@ -68,6 +70,14 @@ def work(url: str, seed: int, trials: int) -> None:
     turn = turn_at(url, "shared")
     known = (study, search.evaluator, search.choices, search.wanted, Budget(trials, 0.0), Stop())
     run(*known, search.finished.append, turn=turn)
+
+
+def test_a_new_database_may_be_opened_by_several_at_once(server: Server) -> None:
+    url = server.url.removesuffix("postgres") + "new"
+    engine = sqlalchemy.create_engine(server.url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.pool.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text("CREATE DATABASE new"))
+    opened_at_once(url)
 
 
 def test_several_processes_evaluate_nothing_twice(server: Server) -> None:
