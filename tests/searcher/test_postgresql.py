@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-TOY = Toy.random(4)
+TOY, SMALL = Toy.random(4), Toy.random(3)
 IDENTITY = {"model": MODEL}
 
 
@@ -66,7 +66,7 @@ def test_another_identity_is_refused(server: Server) -> None:
 def work(url: str, seed: int, trials: int) -> None:
     """A process of several."""
     study = join_study(url, "shared")
-    search = Search(TOY, space(), seed=seed, study=study)
+    search = Search(SMALL, space(), seed=seed, study=study)
     turn = turn_at(url, "shared")
     known = (study, search.evaluator, search.choices, search.wanted, Budget(trials, 0.0), Stop())
     run(*known, search.finished.append, turn=turn)
@@ -81,10 +81,10 @@ def test_a_new_database_may_be_opened_by_several_at_once(server: Server) -> None
 
 
 def test_several_processes_evaluate_nothing_twice(server: Server) -> None:
-    """81 configurations for 50 trials: without taking turns, they would collide."""
+    """27 configurations for 20 trials: without taking turns, they would collide."""
     open_study(server.url, "shared", 1, IDENTITY)
     context: Any = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=work, args=(server.url, seed, 50)) for seed in range(2)]
+    processes = [context.Process(target=work, args=(server.url, seed, 20)) for seed in range(2)]
     for process in processes:
         process.start()
     for process in processes:
@@ -93,7 +93,7 @@ def test_several_processes_evaluate_nothing_twice(server: Server) -> None:
     study = join_study(server.url, "shared")
     found = trials_of(study)
     assert Counter(config_ids(found)).most_common(1)[0][1] == 1
-    assert len(found) == 50
+    assert len(found) == 20
     assert len({trial.user_attrs[WORKER] for trial in study.trials if WORKER in trial.user_attrs}) == 2
     assert not [trial for trial in study.trials if trial.state is TrialState.RUNNING]
 
