@@ -25,20 +25,20 @@ def faulty(tmp_path: Path) -> Faulty:
 
 @pytest.mark.slow
 def test_workers_that_are_killed_are_replaced(tmp_path: Path) -> None:
-    """Two in the middle of an evaluation."""
+    """Two in the middle of an evaluation; SIGTERM then ends the search, and its workers are not taken for dead."""
     faulty, tokens = Faulty.written(tmp_path, "Fatal"), tmp_path / "tokens"
     tokens.mkdir()
     for name in ("first", "second"):
         (tokens / name).touch()
-    with started(faulty.command(24, *TWO), **{TOKENS: str(tokens)}) as process:
+    with started(faulty.command(MANY, *TWO), **{TOKENS: str(tokens)}) as process:
+        wait_until(lambda: not list(tokens.iterdir()) and len(faulty.evaluators()) >= 4, "trials of others", process)
+        process.send_signal(signal.SIGTERM)
         printed, shown = process.communicate(timeout=200)
     assert process.returncode == 0, shown
     assert "everything is in" in printed
-    assert not list(tokens.iterdir())
     assert shown.count("died (SIGKILL); another one takes its place") == 2
     assert shown.count("are tried again") >= 1
-    faulty.check_complete(24)
-    assert len(faulty.evaluators()) >= 4
+    faulty.check_complete(faulty.finished())
 
 
 @of_the_whole_set
