@@ -20,6 +20,7 @@ from onnx_ir.passes.common import (
 
 from mixq.errors import InputError, first_line
 from mixq.graph.biases import add_missing_biases
+from mixq.graph.lookups import replace_constant_lookups
 from mixq.graph.pads import make_pads_explicit
 from mixq.graph.pooling import mean_to_global_average_pool
 
@@ -31,7 +32,8 @@ OLDEST_OPSET = 13
 def normalize(model: ir.Model) -> ir.Model:
     """Opset 21, constants as initializers, batch norm folded into convolutions, unique names.
 
-    Global means become pooling, the pads of transposed convolutions explicit; layers without a bias get one of zeros.
+    Global means become pooling, the pads of transposed convolutions explicit, lookups of one row that row. Layers
+    without a bias get one of zeros.
     Changes `model`.
     """
     _refuse(model)
@@ -45,6 +47,7 @@ def normalize(model: ir.Model) -> ir.Model:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     mean_to_global_average_pool(model)
     make_pads_explicit(model)
+    replace_constant_lookups(model)
     RemoveUnusedNodesPass()(model)
     NameFixPass()(model)
     add_missing_biases(model)

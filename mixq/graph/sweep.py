@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from mixq.graph.layers import is_layer, is_product
 from mixq.graph.placement import Placement
 from mixq.graph.readers import (
     activations,
@@ -151,11 +152,21 @@ class Sweep:
             node.op_type in self._placement.transparent
             and keeps_codes(node)
             and not any(is_constant(value) for value in data_inputs(node))
+            and not (self._placement.products_transpose and self._out_of_float_product(node))
             and (not self._placement.up_to_codes or node.outputs[0].name in self._coded)
             and not any(output.is_graph_output() for output in node.outputs)
             and all(self._content(output) for output in node.outputs)
             and (not self._placement.output_pairs or len(activations(node.outputs[0], self._placement)) == 1)
         )
+
+    def _out_of_float_product(self, node: ir.Node) -> bool:
+        """Whether only transparent ops stand between `node` and a product of activations that is not INT8."""
+        source = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if source is None:
+            return False
+        if source.op_type in self._placement.transparent:
+            return self._out_of_float_product(source)
+        return is_layer(source) and is_product(source) and source.name not in self._int8
 
     def _content(self, value: ir.Value) -> bool:
         """Whether every reader of `value` takes codes."""

@@ -43,6 +43,7 @@ class OpenVino(Runtime):
         transparent=VALUE_PRESERVING | {"Pad"},
         integer=frozenset({"Add", "GlobalAveragePool"}),
         no_zero_point=frozenset({"ConvTranspose"}),
+        products_transpose=True,
         forms=Forms(weight_only="stored", dynamic="stored"),
     )
 

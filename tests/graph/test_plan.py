@@ -230,3 +230,14 @@ def test_candidates_hold_every_tensor_of_every_plan(placement: Placement) -> Non
     for chosen in range(2 ** len(names)):
         int8 = [name for index, name in enumerate(names) if chosen >> index & 1]
         assert set(make_plan(graph, int8, placement).tensors) <= known
+
+
+def test_a_pair_does_not_move_into_a_float_product_that_openvino_transposes() -> None:
+    """Behind attention, whose product is brought into another layout for the layer that reads it."""
+    net = Net(4, 8, 8)
+    square = net.op("MatMul", "x", net.op("Identity", "x", name="again"), name="square")
+    turned = net.op("Transpose", square, name="turned", perm=[0, 1, 3, 2])
+    graph = net.graph(net.conv(turned, 4, "conv"), example=EXAMPLE, ranks=[4])
+    assert "square" in graph.layer_names
+    assert make_plan(graph, ["conv"], OPENVINO).inputs["conv"] == ("turned",)
+    assert make_plan(graph, ["conv", "square"], OPENVINO).inputs["conv"] == ("square",)
