@@ -18,7 +18,8 @@ from mixq.dataset import Split
 from mixq.evaluator import Evaluator
 from mixq.graph import serialize
 from mixq.graph.cut import Cut, find_cuts, tail
-from mixq.graph.layers import row_shapes
+from mixq.graph.edit import nodes_by_name
+from mixq.graph.layers import bias_place, row_shapes
 from mixq.graph.model import Layer, values_by_name
 from mixq.graph.plan import Plan, make_plan
 from mixq.runtimes import Executable
@@ -92,7 +93,12 @@ class Front:
         """The number of the last node that reads something else than in FP32."""
         edges = self._plan(layers).reads.values()
         readers = [name for nodes in edges for name, _ in nodes]
-        return max(self._position[name] for name in [*layers, *readers])
+        biased = [str(place[0].name) for place in map(bias_place, self._nodes(layers)) if place is not None]
+        return max(self._position[name] for name in [*layers, *readers, *biased])
+
+    def _nodes(self, layers: Sequence[str]) -> list[ir.Node]:
+        nodes = nodes_by_name(self._evaluator.graph.model.graph)
+        return [nodes[name] for name in layers if self._evaluator.graph.by_name[name].multiplies]
 
     def _plan(self, layers: Sequence[str]) -> Plan:
         return make_plan(self._evaluator.graph, layers, self._evaluator.runtime.placement)

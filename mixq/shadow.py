@@ -39,17 +39,25 @@ def shadow_graph(graph: Graph) -> Graph:
         model.graph.insert_after(node, [shadow, noise])
         _sum_of_squares(model.graph, layer, noise, noise_name(layer.name))
         _sum_of_squares(model.graph, layer, node, signal_name(layer.name))
-    layers = tuple(replace(layer, name=layer.name + SUFFIX, output=layer.output + SUFFIX) for layer in graph.layers)
-    return Graph(model, layers)
+    return Graph(model, tuple(_shadow(layer) for layer in graph.layers))
+
+
+def _shadow(layer: Layer) -> Layer:
+    own = layer.bias if layer.adds_bias else None
+    return replace(layer, name=layer.name + SUFFIX, output=layer.output + SUFFIX, bias=own)
 
 
 def shadowed(prepared: Prepared) -> Prepared:
-    """The network with shadows, which have what was prepared for their layers."""
+    """The network with shadows, which have what was prepared for their layers; not the bias that another node adds."""
     return replace(
         prepared,
         graph=shadow_graph(prepared.graph),
         magnitudes={name + SUFFIX: found for name, found in prepared.magnitudes.items()},
-        values={(name + SUFFIX, index): found for (name, index), found in prepared.values.items()},
+        values={
+            (name + SUFFIX, index): found
+            for (name, index), found in prepared.values.items()
+            if index == 1 or prepared.graph.by_name[name].adds_bias
+        },
     )
 
 

@@ -16,7 +16,7 @@ from experiments.data_folder import data_folder
 from experiments.minilm_stsb.minilm import SentenceEncoder, encode
 from mixq.task import Array, Inputs, Outputs
 
-CALIBRATION_PAIRS = 128  # of the training part
+CALIBRATION_ROWS, SENTENCES_A_ROW = 256, 12  # of the training part; so many fill a row: padding says nothing
 MASK = 103  # [MASK]
 
 
@@ -34,9 +34,12 @@ class MiniLM(mixq.Task):
         return SentenceEncoder().eval()
 
     def calibration(self) -> Iterator[Inputs]:
-        """Sentences of the training part."""
-        for inputs, _ in self._batches(_pairs("sts-train.csv")[:CALIBRATION_PAIRS]):
-            yield inputs
+        """Sentences of the training part, one behind another."""
+        sentences = [sentence for *pair, _ in _pairs("sts-train.csv") for sentence in pair]
+        starts = range(0, CALIBRATION_ROWS * SENTENCES_A_ROW, SENTENCES_A_ROW)
+        rows = [" ".join(sentences[start : start + SENTENCES_A_ROW]) for start in starts]
+        for start in range(0, CALIBRATION_ROWS, self.batch_size):
+            yield encode(rows[start : start + self.batch_size], self.length)
 
     def batches(self, split: str) -> Iterator[tuple[Inputs, Array]]:
         """Every third pair of the development part: 500 to search on, 500 others to report on."""

@@ -1,8 +1,8 @@
 """Gives every layer that could have a bias one of zeros.
 
 What rounding shifts in a layer's outputs can then be taken off again, by bias correction or by training. Convolutions
-lack a bias where something stands between them and their batch norm. A MatMul takes none: an Add behind it, where there
-is one, is an op of its own.
+lack a bias where something stands between them and their batch norm. A MatMul takes none: its bias is what an Add
+behind it adds.
 """
 
 from __future__ import annotations

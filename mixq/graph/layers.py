@@ -184,7 +184,9 @@ def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> Layer:
     first, second, output = node.inputs[0], node.inputs[1], node.outputs[0]
     if first is None or second is None:
         raise ValueError(f"{node.name} lacks an input")
-    data, weight, bias = (second if node.op_type == "Gather" else first), weight_of(node), _bias(node)
+    data, weight = (second if node.op_type == "Gather" else first), weight_of(node)
+    place = bias_place(node) if is_matrix(node) else None
+    bias = None if place is None else place[0].inputs[place[1]]
     weight_shape = shapes.get(str(second.name), ()) if weight is None else constant_shape(weight)
     input_shape, output_shape = shapes.get(str(data.name), ()), shapes.get(str(output.name), ())
     size = 0 if weight is None else math.prod(weight_shape)
@@ -207,15 +209,27 @@ def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> Layer:
     )
 
 
-def _bias(node: ir.Node) -> ir.Value | None:
-    """A constant with one value a channel, as integer kernels take it; Gemm's third input may be anything else."""
-    value = node.inputs[2] if len(node.inputs) > 2 else None
-    if value is None or node.op_type != "Gemm":
-        return value
-    weight = node.inputs[1]
-    if value.const_value is None or weight is None:
+def bias_place(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """Which node reads the bias of a layer with a matrix, and at which input; None where it has none.
+
+    A bias is a constant with one value a channel. A MatMul's is what the Add adds that alone reads it.
+    """
+    if node.op_type != "MatMul":
+        return (node, 2) if len(node.inputs) > 2 and _is_bias(node, node.inputs[2]) else None
+    readers = list(node.outputs[0].uses())
+    if len(readers) != 1 or readers[0][0].op_type != "Add" or node.outputs[0].is_graph_output():
         return None
-    return value if constant_shape(value) == (constant_shape(weight)[channel_axis(node)],) else None
+    (reader, index), other = readers[0], 1 - readers[0][1]
+    return (reader, other) if _is_bias(node, reader.inputs[other]) and index != other else None
+
+
+def _is_bias(node: ir.Node, value: ir.Value | None) -> bool:
+    if value is None or node.op_type in ("Conv", "ConvTranspose"):
+        return value is not None
+    weight = node.inputs[1]
+    if value.const_value is None or weight is None or weight.const_value is None:
+        return False
+    return constant_shape(value) == (constant_shape(weight)[channel_axis(node)],)
 
 
 def _size(value: ir.Value) -> int:

@@ -26,7 +26,8 @@ class Layer:
 
     weight: None where there is none; weight_shape then is that of the second operand, whose name is `other`. input: the
     tensor that is multiplied; of a Gather, which looks rows of its weight up, their indices. macs: multiply-accumulates
-    a row; bytes: of the parameters in FP32; groups, strides: of a convolution.
+    a row; bytes: of the parameters in FP32; groups, strides: of a convolution. bias: of a MatMul,
+    what another node adds.
     """
 
     name: str
@@ -58,6 +59,11 @@ class Layer:
     def multiplies(self) -> bool:
         """Whether its weight is a matrix that multiplies its input: what recipes and training work on."""
         return self.weight is not None and not self.looks_up
+
+    @property
+    def adds_bias(self) -> bool:
+        """Whether it is the layer's own node that adds the bias."""
+        return self.bias is not None and self.op != "MatMul"
 
     @property
     def weight_index(self) -> int:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from mixq import affine
 from mixq.affine import QParams
 from mixq.graph.edit import add_initializer, insert_behind, nodes_by_name, redirect, replace_output
+from mixq.graph.layers import bias_place
 from mixq.graph.model import Graph, Layer, values_by_name
 from mixq.graph.plan import Plan
 from mixq.task import Array
@@ -60,15 +61,15 @@ def quantize_weights(
             continue
         qparams = parameters.weights[name]
         if name in trainable:
+            if layer.bias is not None:
+                give_own(model, node, 2, bias_of(node))
             give_own(model, node, 1, constant(node, 1))
             pair = _pair(model.graph, _input(node, 1), qparams, np.int8, weight_name(name))
             model.graph.insert_before(node, pair)
             node.replace_input_with(1, pair[1].outputs[0])
-            if layer.bias is not None:
-                give_own(model, node, 2, constant(node, 2))
             continue
         store_weight(model.graph, node, layer, qparams)
-        if layer.bias is not None:
+        if layer.adds_bias:
             _store_bias(model.graph, node, layer, parameters.activations[plan.inputs[name][0]], qparams)
 
 
@@ -105,9 +106,22 @@ def pair_name(tensor: str) -> str:
 
 
 def give_own(model: ir.Model, node: ir.Node, index: int, value: Array) -> None:
-    """Let a layer's node read its own initializer, so that another layer with the same weight keeps the old one."""
-    name = own_name(str(node.name), index)
-    node.replace_input_with(index, add_initializer(model.graph, name, value.astype(np.float32)))
+    """Let a layer have its own weight (index 1) or bias (2), so that another layer that shares it keeps the old one."""
+    reader, place = _place_of_bias(node) if index == 2 else (node, index)
+    own = add_initializer(model.graph, own_name(str(node.name), index), value.astype(np.float32))
+    reader.replace_input_with(place, own)
+
+
+def bias_of(node: ir.Node) -> Array:
+    """The value of a layer's bias."""
+    return constant(*_place_of_bias(node))
+
+
+def _place_of_bias(node: ir.Node) -> tuple[ir.Node, int]:
+    place = bias_place(node)
+    if place is None:
+        raise ValueError(f"{node.name} has no bias")
+    return place
 
 
 def _input(node: ir.Node, index: int) -> ir.Value:

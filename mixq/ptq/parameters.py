@@ -27,9 +27,10 @@ def parameters(prepared: Prepared, plan: Plan, layers: Iterable[str]) -> Paramet
         activations |= dict.fromkeys(group, qparams)
     weights = {}
     for name in layers:
-        if prepared.graph.by_name[name].weight is None:
+        layer = prepared.graph.by_name[name]
+        if layer.weight is None:
             continue
-        magnitude, bias = prepared.magnitudes[name], prepared.bias(name)
+        magnitude, bias = prepared.magnitudes[name], prepared.bias(name) if layer.adds_bias else None
         if bias is not None and name in plan.inputs and (magnitude.ndim == 0 or bias.shape == magnitude.shape):
             most = np.abs(bias).max() if magnitude.ndim == 0 else bias
             magnitude = affine.with_room_for_bias(magnitude, most, activations[plan.inputs[name][0]].scale)

@@ -117,3 +117,27 @@ def test_groups_and_strides_are_those_of_the_convolution() -> None:
     last = net.gemm(net.pooled(net.conv(grouped, 4, "plain")), 4, 2, "last")
     found = {layer.name: (layer.groups, layer.strides) for layer in net.graph(last, example=images(2, 4)).layers}
     assert found == {"grouped": (2, (2, 1)), "plain": (1, (1, 1)), "last": (1, ())}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_bias_of_a_matmul_is_what_the_addition_behind_it_adds(swapped: bool) -> None:
+    net = Net(6, 8, 8)
+    product = net.op("MatMul", "x", net.weight("w", 8, 9), name="product")
+    bias = net.weight("b", 9)
+    net.op("Add", *((bias, product) if swapped else (product, bias)), name="y")
+    layer = only_layer(net, "y", rank=4)
+    assert (layer.bias, layer.adds_bias, layer.parameters) == ("b", False, 81)
+
+
+@pytest.mark.parametrize("case", ["one value", "two readers", "an output", "activations"])
+def test_other_additions_behind_a_matmul_are_no_bias(case: str) -> None:
+    net = Net(6, 8, 8)
+    product = net.op("MatMul", "x", net.weight("w", 8, 8), name="product")
+    net.op("Add", product, "x" if case == "activations" else net.weight("b", 1 if case == "one value" else 8), name="y")
+    outputs = ["y"]
+    if case == "two readers":
+        outputs.append(net.op("Relu", product, name="z"))
+    if case == "an output":
+        outputs.append(product)
+    graph = net.graph(*outputs, example=images(3, 6), ranks=[4] * len(outputs))
+    assert graph.by_name["product"].bias is None
