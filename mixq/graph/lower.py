@@ -11,6 +11,7 @@ from mixq.config import MixedPrecisionConfig, Precision
 from mixq.graph.edit import nodes_by_name
 from mixq.graph.model import Graph
 from mixq.graph.plan import Plan
+from mixq.graph.products import swap_last
 from mixq.graph.quantize import Parameters, give_own, quantize_activations, quantize_weights
 from mixq.graph.regions import IR_TYPES, float_types, insert_casts, store_as
 from mixq.graph.rewrite import rewrite_on_codes
@@ -46,6 +47,8 @@ def lower(
         insert_casts(model, types)
     else:
         _store_weights(model, config)
+    if plan.placement.products_swap:
+        swap_last(model)
     RemoveUnusedNodesPass()(model)
     return model
 

@@ -44,6 +44,7 @@ class Placement:
     fused_activations: activations that an integer kernel takes in, so that the pair stands behind them.
     products_transpose: whether a float product of activations writes its output in the layout that the transparent ops
     behind it make; no pair moves up between them.
+    products_swap: whether a product reads its second operand with the last two axes swapped at no cost (`products.py`).
     pair_after_transparent: whether a pair is repeated behind each transparent op.
     no_zero_point: layers whose integer kernel takes no zero point: what they read is s8 where it has negative values.
     forms: of INT8 layers that have no pair on their input.
@@ -60,6 +61,7 @@ class Placement:
     float_fusions: frozenset[tuple[str, str]] = frozenset()
     fused_activations: frozenset[str] = frozenset({"Relu", "Clip"})
     products_transpose: bool = False
+    products_swap: bool = False
     pair_after_transparent: bool = False
     no_zero_point: frozenset[str] = frozenset()
     rewritten: frozenset[str] = frozenset()

@@ -44,6 +44,7 @@ class OpenVino(Runtime):
         integer=frozenset({"Add", "GlobalAveragePool"}),
         no_zero_point=frozenset({"ConvTranspose"}),
         products_transpose=True,
+        products_swap=True,
         forms=Forms(weight_only="stored", dynamic="stored"),
     )
 
