@@ -26,7 +26,6 @@ from experiments.timing import measure_copies
 from mixq.batches import run_batches
 from mixq.dataset import TaskData
 from mixq.evaluator import Evaluator
-from mixq.graph import serialize
 from mixq.runtimes import Executable, get_runtime
 
 Compile = Callable[[int], Executable]
@@ -52,7 +51,7 @@ def of_nncf(evaluator: Evaluator) -> Compile:
     rows = list(single_rows(evaluator.data.calibration))
     with redirect_stdout(StringIO()):
         made = nncf.quantize(
-            openvino.Core().read_model(serialize(evaluator.graph.model)),
+            openvino.Core().read_model(evaluator.reference.model),
             nncf.Dataset(rows),
             preset=nncf.QuantizationPreset("mixed"),
             model_type=nncf.ModelType.TRANSFORMER,
@@ -68,7 +67,7 @@ def of_onnxruntime(evaluator: Evaluator) -> tuple[Compile, int]:
     logging.getLogger().setLevel(logging.ERROR)  # it logs advice to the root
     with TemporaryDirectory(prefix="mixq-") as folder:
         made = Path(folder) / "made.onnx"
-        model = onnx.load_model_from_string(serialize(evaluator.graph.model))
+        model = onnx.load_model_from_string(evaluator.reference.model)
         quantize_dynamic(model, made, per_channel=True, weight_type=QuantType.QInt8)
         found = made.read_bytes()
     return lambda threads: get_runtime("onnxruntime").compile(found, threads), len(found)
@@ -76,9 +75,9 @@ def of_onnxruntime(evaluator: Evaluator) -> tuple[Compile, int]:
 
 def row(name: str, evaluator: Evaluator, compiled: Compile, size: int | None, seconds: float) -> list[str]:
     """One line of the table."""
-    runtime, reference, fp32 = evaluator.runtime, evaluator.reference, serialize(evaluator.graph.model)
+    runtime, reference = evaluator.runtime, evaluator.reference
     ratio = measure_copies(
-        lambda: runtime.compile(fp32, 1, reference.options),
+        lambda: runtime.compile(reference.model, 1, reference.options),
         lambda: compiled(1),
         evaluator.data.example,
         seconds,
@@ -88,7 +87,7 @@ def row(name: str, evaluator: Evaluator, compiled: Compile, size: int | None, se
         outputs = run_batches(compiled(2), evaluator.data.split(split).batches, evaluator.data.batch_rows)
         drop, (low, high) = drop_and_interval(evaluator, split, outputs)
         drops.append(f"{drop:+.4f} [{low:+.4f}, {high:+.4f}]")
-    share = "–" if size is None else f"{size / len(fp32):.3f}"
+    share = "–" if size is None else f"{size / len(reference.model):.3f}"
     return [name, runtime.name, f"{ratio.candidate.median:.2f}", interval(ratio.speedup), share, *drops]
 
 

@@ -219,13 +219,16 @@ def bias_place(node: ir.Node) -> tuple[ir.Node, int] | None:
     readers = list(node.outputs[0].uses())
     if len(readers) != 1 or readers[0][0].op_type != "Add" or node.outputs[0].is_graph_output():
         return None
-    (reader, index), other = readers[0], 1 - readers[0][1]
-    return (reader, other) if _is_bias(node, reader.inputs[other]) and index != other else None
+    reader, index = readers[0]
+    other = 1 - index
+    return (reader, other) if _is_bias(node, reader.inputs[other]) else None
 
 
 def _is_bias(node: ir.Node, value: ir.Value | None) -> bool:
-    if value is None or node.op_type in ("Conv", "ConvTranspose"):
-        return value is not None
+    if value is None:
+        return False
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return True
     weight = node.inputs[1]
     if value.const_value is None or weight is None or weight.const_value is None:
         return False
