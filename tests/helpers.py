@@ -185,8 +185,8 @@ def quantized(graph: Graph, config: MixedPrecisionConfig, plan: Plan, runtime: R
 
 def lowered(graph: Graph, config: MixedPrecisionConfig, runtime: Runtime, inputs: Inputs) -> Lowered:
     """`config` calibrated on `inputs`, written for `runtime` and compiled on one thread."""
-    plan = make_plan(graph, config.static_layers, runtime.placement)
     prepared = calibrated(graph, runtime, inputs, config.recipe or CALIBRATE)
+    plan = make_plan(prepared.graph, config.static_layers, runtime.placement)
     chosen = parameters(prepared, plan, config.layers_with(Precision.INT8))
     model = serialize(lower(prepared.graph, config, plan, chosen, typed=runtime.typed(config)))
     return Lowered(model, runtime.compile(model, 1, runtime.options(config)), graph)

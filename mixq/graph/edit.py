@@ -20,6 +20,13 @@ def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType
     return graph.initializers[name]
 
 
+def content(value: ir.Value) -> Array:
+    """What a constant holds. Raises ValueError where the value is none."""
+    if value.const_value is None:
+        raise ValueError(f"{value.name} is not constant")
+    return value.const_value.numpy()
+
+
 def insert_behind(graph: ir.Graph, value: ir.Value, nodes: Iterable[ir.Node]) -> None:
     """Put `nodes` right after the producer of `value`, or first where it is a graph input."""
     producer = value.producer()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from mixq.graph.edit import nodes_by_name
+from mixq.graph.edit import content, nodes_by_name
 from mixq.graph.model import Graph
 from mixq.task import Array
 
@@ -106,6 +106,8 @@ class _Search:
 
     def _written_axis(self, node: ir.Node, value: ir.Value) -> int | None:
         rank = len(self._shapes.get(str(value.name), ()))
+        if node.op_type == "Mul" and _own(node, (1,)):
+            return rank - 1 if content(_constants(node)[0]).ndim == 1 else None
         if node.op_type in NORMALIZATIONS and _own(node, (1, 2)) and len(node.outputs) == 1:
             return _last_or(NORMALIZATIONS[node.op_type], rank) if _axis_is_last(node, rank) else None
         return self._layer_axis(node, rank)
@@ -152,16 +154,16 @@ def scaled(graph: Graph, factors: Sequence[tuple[ScaleGroup, Array]]) -> Graph:
     for group, factor in factors:
         for name in group.writers:
             for value in _constants(nodes[name]):
-                _multiply(value, _along_outputs(nodes[name], 1 / factor, _content(value).ndim))
+                _multiply(value, _along_outputs(nodes[name], 1 / factor, content(value).ndim))
         for name in group.readers:
             weight = _constants(nodes[name])[0]
-            _multiply(weight, _along_inputs(nodes[name], factor, _content(weight).shape))
+            _multiply(weight, _along_inputs(nodes[name], factor, content(weight).shape))
     return replace(graph, model=model)
 
 
 def read_weight(node: ir.Node) -> Array:
     """The weight of a reader as (outputs, channels that one output reads, positions)."""
-    weight = _content(_constants(node)[0])
+    weight = content(_constants(node)[0])
     if node.op_type == "Conv":
         return weight.reshape(*weight.shape[:2], -1)
     if node.op_type == "ConvTranspose":
@@ -172,7 +174,7 @@ def read_weight(node: ir.Node) -> Array:
 def read_channels(node: ir.Node, channels: Array) -> Array:
     """Values by channel of the tensor read, laid out as `read_weight`: (outputs or 1, channels that one reads, 1)."""
     if node.op_type == "Conv":
-        found = _along_inputs(node, channels, _content(_constants(node)[0]).shape)
+        found = _along_inputs(node, channels, content(_constants(node)[0]).shape)
         return found.reshape(*found.shape[:2], 1)
     return channels[None, :, None]
 
@@ -207,12 +209,6 @@ def _constants(node: ir.Node) -> list[ir.Value]:
     return [value for value in node.inputs[1:3] if value is not None]
 
 
-def _content(value: ir.Value) -> Array:
-    if value.const_value is None:
-        raise ValueError(f"{value.name} is not constant")
-    return value.const_value.numpy()
-
-
 def _multiply(value: ir.Value, factor: Array) -> None:
-    changed = (_content(value).astype(np.float64) * factor).astype(np.float32)
+    changed = (content(value).astype(np.float64) * factor).astype(np.float32)
     value.const_value = ir.tensor(changed, name=value.name)

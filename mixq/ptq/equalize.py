@@ -17,9 +17,11 @@ import numpy as np
 
 from mixq import affine
 from mixq.errors import MixqError
+from mixq.graph.branches import with_branch_scales, without_idle_scales
 from mixq.graph.edit import nodes_by_name
 from mixq.graph.layers import row_shapes
 from mixq.graph.model import Graph, serialize, with_outputs
+from mixq.graph.plan import candidates
 from mixq.graph.scaling import ScaleGroup, find_scale_groups, read_channels, read_weight, scaled
 from mixq.ptq.state import Material, Prepared
 from mixq.task import Array
@@ -38,14 +40,14 @@ class Equalize:
 
     def apply(self, prepared: Prepared, material: Material) -> Prepared:
         """An equal network, and its statistics. Raises MixqError should it not compute the same."""
-        graph = prepared.graph
+        graph = with_branch_scales(prepared.graph)
         shapes = row_shapes(graph.model, material.batches[0])
-        tensors = prepared.statistics.tensors
-        groups = [group for group in find_scale_groups(graph, shapes) if not tensors.keys().isdisjoint(group.tensors)]
+        tensors = set(candidates(graph, material.placement))
+        groups = [group for group in find_scale_groups(graph, shapes) if not tensors.isdisjoint(group.tensors)]
         seen = _observe(graph, groups, material, tensors)
         factors = [(group, self._factors(graph, group, found)) for group, found in zip(groups, seen, strict=True)]
-        equal = scaled(graph, factors)
-        _check_equal(graph, equal, material)
+        equal = without_idle_scales(scaled(graph, factors))
+        _check_equal(prepared.graph, equal, material)
         return Prepared(equal, material.observe(equal))
 
     def _factors(self, graph: Graph, group: ScaleGroup, seen: Channels) -> Array:

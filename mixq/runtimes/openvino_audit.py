@@ -25,7 +25,7 @@ MOST_FUSED = 5  # ops behind a layer by whose names its kernel may be known: sca
 def read_audit(executed: Sequence[Any], layers: Sequence[Layer], model: bytes, group: int) -> Audit:
     """`executed`: the nodes of the runtime graph; `model`: the ONNX message that was compiled; `group`: how many values
     of an input share a scale that is found at run time, 0 for none."""
-    nodes = [{**_info(node), "reads": _read(node)} for node in executed]
+    nodes = [{**_info(node), "reads": _read(node), "matrix": _matrix(node)} for node in executed]
     names = _names_behind(model, layers)
     kernels = tuple(_kernel(layer, names[layer.name], nodes, group) for layer in layers)
     return Audit(kernels, sum(_converts(node) for node in executed))
@@ -68,6 +68,8 @@ def _kernel(layer: Layer, behind: Sequence[set[str]], nodes: Sequence[Mapping[st
     # What stands behind a matrix may be in a Subgraph that the matrix is not in.
     near = [node for node in able if not layer.multiplies or node["layerType"] in KERNELS]
     named += [node for names in behind[1:] for node in near if names & _names(node)]
+    # Of a matrix without a bias the scale behind it may be all that a kernel is named for, by a name of its own.
+    named += [node for node in near if node["matrix"] == f"{name}/transpose_b"]
     if not named:
         return Kernel(name, "unknown", "not in the executed graph")
     node = named[0]
@@ -109,6 +111,12 @@ def _read(node: Any) -> str:
     sources = [port.get_source_output() for port in node.inputs()]
     types = [(_info(source.get_node())["outputPrecisions"].split(","), source.get_index()) for source in sources]
     return ",".join(found[min(index, len(found) - 1)] for found, index in types)
+
+
+def _matrix(node: Any) -> str:
+    """The name of what the node reads second."""
+    ports = node.inputs()
+    return "" if len(ports) < 2 else str(ports[1].get_source_output().get_node().get_friendly_name())
 
 
 def _info(node: Any) -> dict[str, str]:

@@ -18,10 +18,11 @@ from mixq.ptq.equalize import Equalize
 from mixq.ptq.networks import int8_model
 from mixq.runtimes import get_runtime
 from mixq.task import Array
-from tests.helpers import Net, images, ort_run, residual
+from tests.helpers import Net, images, lowered, ort_run, residual, schemes
 
 MATERIAL = Material([images(32, name="image")], ort_run, get_runtime("onnxruntime").placement)
 CALIBRATE = RecipeStep(name="calibrate", params={"activations": "minmax"})
+TOKENS = {"x": np.random.default_rng(0).normal(size=(64, 8, 32)).astype(np.float32)}
 NEW = images(64, seed=5, name="image")
 
 
@@ -53,21 +54,43 @@ def test_badly_scaled_channels_cost_no_more_than_well_scaled_ones() -> None:
     assert mended < 2 * int8_error(prepared(residual()))
 
 
-def test_outlier_channels_of_a_normalization_move_into_the_matrices_that_read_it() -> None:
-    """What SmoothQuant (Xiao et al. 2023, section 4) is for: a few channels that lie far beyond all others."""
+def attention_inputs(*, residual: bool) -> Graph:
+    """A normalization with two channels far beyond the others, three matrices behind it and, or not, a residual."""
     net, scale = Net(8, 32), np.ones(32, np.float32)
     scale[[3, 17]] = 60
     normal = net.op("LayerNormalization", "x", net.constant("s", scale), net.weight("b", 32), name="norm", axis=-1)
     names = [net.op("MatMul", normal, net.weight(f"{name}.weight", 32, 32), name=name) for name in "qkv"]
-    random = np.random.default_rng(0)
-    tokens = {"x": random.normal(size=(64, 8, 32)).astype(np.float32)}
-    graph = net.graph(*names, example=tokens, ranks=[3] * 3)
-    material = Material([tokens], ort_run, get_runtime("onnxruntime").placement)
-    want, error = dict(ort_run(serialize(graph.model))(tokens)), {}
+    names.append(net.op("MatMul", net.op("Relu", names[0]), net.weight("up.weight", 32, 32), name="up"))
+    if residual:
+        names[3] = net.op("Add", normal, names[3], name="sum")
+    return net.graph(*names[1:], example=TOKENS, ranks=[3] * 3)
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["folded", "on a branch"])
+def test_outlier_channels_of_a_normalization_move_into_the_matrices_that_read_it(residual: bool) -> None:
+    """What SmoothQuant (Xiao et al. 2023, section 4) is for: a few channels that lie far beyond all others."""
+    graph = attention_inputs(residual=residual)
+    material = Material([TOKENS], ort_run, get_runtime("onnxruntime").placement)
+    want, error = dict(ort_run(serialize(graph.model))(TOKENS)), {}
+    want.pop("sum", None)  # most of it is the normalization itself, which is exact
     for steps in ((CALIBRATE,), (RecipeStep(name="equalize"), CALIBRATE)):
         found = Quantizer(graph, material).prepared(steps)
-        error[len(steps)] = measures.relative_mse(want, ort_run(serialize(int8_model(found, material)))(tokens))
+        got = ort_run(serialize(int8_model(found, material)))(TOKENS)
+        error[len(steps)] = measures.relative_mse(want, {name: got[name] for name in want})
     assert error[2] < 0.5 * error[1]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("other", ["fp32", "int8"])
+def test_with_scales_on_a_branch_integer_kernels_run_and_float_layers_are_exact(runtime: str, other: str) -> None:
+    graph = attention_inputs(residual=True)
+    config = schemes(graph, other, up="int8").model_copy(update={"recipe": (RecipeStep(name="equalize"), CALIBRATE)})
+    model = lowered(graph, config, get_runtime(runtime), TOKENS)
+    assert {node.op_type for node in model.proto.graph.node} >= {"Mul", "QuantizeLinear"}
+    assert model.executed(TOKENS) == {"q": other, "k": other, "v": other, "up": "int8"}
+    want, got = ort_run(serialize(graph.model))(TOKENS), model.executable.run(TOKENS)
+    assert measures.relative_mse(want, got) < 1e-3
+    assert other == "int8" or measures.relative_mse({"k": want["k"]}, {"k": got["k"]}) < 1e-10
 
 
 @pytest.mark.parametrize("graph", [residual, badly_scaled])
