@@ -46,12 +46,13 @@ def _analyzed(job: SearchJob, progress: Progress) -> Sensitivity:
 
 
 def _analyze(evaluator: Evaluator, choices: Choices, progress: Progress) -> Sensitivity:
-    """Of every kind of INT8 that there is to choose, in each layer those that it may have."""
+    """Of every kind of INT8 that there is to choose, in each layer those that it may have; by the first recipe."""
+    recipe = next(iter(choices.recipes.values()))
     offered = {layer: {s.untrained for s in unit.schemes} for unit in choices.units for layer in unit.layers}
     int8 = [s for s in all_schemes() if s.precision is Precision.INT8 and any(s in o for o in offered.values())]
     if not int8:
-        return analyze_with_bar(evaluator, [INT8], ANALYSIS_ROWS, progress)
-    return analyze_with_bar(evaluator, int8, _rows(evaluator, int8, offered), progress, offered)
+        return analyze_with_bar(evaluator, [INT8], ANALYSIS_ROWS, progress, recipe=recipe)
+    return analyze_with_bar(evaluator, int8, _rows(evaluator, int8, offered), progress, offered, recipe)
 
 
 def _rows(evaluator: Evaluator, schemes: list[LayerScheme], offered: Mapping[str, Container[LayerScheme]]) -> int:

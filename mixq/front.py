@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from mixq import machine
 from mixq.batches import concatenated, run_batch
-from mixq.config import MixedPrecisionConfig, Precision
+from mixq.config import MixedPrecisionConfig, Precision, RecipeStep
 from mixq.dataset import Split
 from mixq.evaluator import Evaluator
 from mixq.graph import serialize
@@ -30,13 +30,16 @@ WORTH = 0.05  # of the network's work: what a new cut must save
 
 
 class Front:
-    """Runs candidates that differ from FP32 in one layer, layer after layer in graph order."""
+    """Runs candidates that differ from FP32 in one layer, layer after layer in graph order.
 
-    def __init__(self, evaluator: Evaluator, split: Split) -> None:
+    recipe: of all of them. Where it moves scale between layers, values at a cut are not those of the captured network.
+    """
+
+    def __init__(self, evaluator: Evaluator, split: Split, recipe: Sequence[RecipeStep] = ()) -> None:
         self._evaluator, self._rows = evaluator, split.rows
         self._batches: list[Inputs] = list(split.batches)
         self._cut: Cut | None = None
-        graph = evaluator.graph
+        self._graph = graph = evaluator.quantizer.prepared(tuple(recipe)).graph
         shapes = row_shapes(graph.model, evaluator.data.example)
         self._cuts = [cut for cut in find_cuts(graph, shapes) if 4 * cut.elements * split.rows <= MOST_BYTES]
         self._position = {str(node.name): index for index, node in enumerate(graph.model.graph)}
@@ -50,7 +53,7 @@ class Front:
 
     def advance_to(self, layer: Layer) -> None:
         """Move the cut as near to `layer` as it may stand and as is worth it."""
-        graph = self._evaluator.graph
+        graph = self._graph
         first = self._first_change(layer)
         able = [cut for cut in self._cuts if cut.position <= first]
         if able and self._work(able[-1]) - self._work(self._cut) >= WORTH * sum(one.macs for one in graph.layers):
@@ -68,7 +71,7 @@ class Front:
             return concatenated(self._run(serialize(tail(model, start)), options))
         found = self._run(serialize(tail(model, start, leave.tensors)), options)
         if self._rest is None or self._rest[0] != leave:
-            rest = serialize(tail(self._evaluator.graph.model, leave.tensors))
+            rest = serialize(tail(self._graph.model, leave.tensors))
             self._rest = leave, self._compiled(rest, self._evaluator.reference.options)
         return concatenated([run_batch(self._rest[1], batch, self._evaluator.data.batch_rows) for batch in found])
 
@@ -84,7 +87,7 @@ class Front:
     def _first_change(self, layer: Layer) -> int:
         """The number of the first node behind which the lowered graph may differ: where pairs may stand, at least."""
         plan = self._plan([layer.name])
-        values = values_by_name(self._evaluator.graph.model)
+        values = values_by_name(self._graph.model)
         producers = [values[name].producer() for name in plan.tensors]
         places = [-1 if node is None else self._position[str(node.name)] for node in producers]
         return min([self._position[layer.name], *(place + 1 for place in places)])
@@ -97,19 +100,19 @@ class Front:
         return max(self._position[name] for name in [*layers, *readers, *biased])
 
     def _nodes(self, layers: Sequence[str]) -> list[ir.Node]:
-        nodes = nodes_by_name(self._evaluator.graph.model.graph)
-        return [nodes[name] for name in layers if self._evaluator.graph.by_name[name].multiplies]
+        nodes = nodes_by_name(self._graph.model.graph)
+        return [nodes[name] for name in layers if self._graph.by_name[name].multiplies]
 
     def _plan(self, layers: Sequence[str]) -> Plan:
-        return make_plan(self._evaluator.graph, layers, self._evaluator.runtime.placement)
+        return make_plan(self._graph, layers, self._evaluator.runtime.placement)
 
     def _work(self, cut: Cut | None) -> int:
         """Multiply-accumulates before a cut."""
         reached = 0 if cut is None else cut.position
-        return sum(layer.macs for layer in self._evaluator.graph.layers if self._position[layer.name] < reached)
+        return sum(layer.macs for layer in self._graph.layers if self._position[layer.name] < reached)
 
     def _move(self, cut: Cut) -> None:
-        model = self._evaluator.graph.model
+        model = self._graph.model
         start = self._cut.tensors if self._cut is not None else [str(value.name) for value in model.graph.inputs]
         part = serialize(tail(model, start, cut.tensors))
         self._batches = self._run(part, self._evaluator.reference.options)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mixq import atomic
 from mixq.array_store import ArrayStore
-from mixq.config import LayerScheme
+from mixq.config import LayerScheme, RecipeStep
 from mixq.errors import InputError
 from mixq.evaluator import Evaluator
 from mixq.graph.layers import float_only
@@ -80,6 +80,7 @@ def analyze_with_bar(
     rows: int | None,
     progress: Progress,
     offered: Mapping[str, Container[LayerScheme]] | None = None,
+    recipe: tuple[RecipeStep, ...] = (),
 ) -> Sensitivity:
     """`mixq.sensitivity.analyze` for the schemes that the runtime can run somewhere, with a bar."""
     runnable = [
@@ -92,7 +93,7 @@ def analyze_with_bar(
         def step(_done: int, _total: int, note: str) -> None:
             bar.step(note)
 
-        return analyze_layers(evaluator, runnable, rows=rows, progress=step, offered=offered)
+        return analyze_layers(evaluator, runnable, recipe, rows, step, offered)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def analyze(
         asked.setdefault(scheme, []).append(layer.name)
     ratios = {scheme: _signal_to_noise(evaluator, scheme, names, recipe) for scheme, names in asked.items()}
     reference = {name: value[: split.rows] for name, value in evaluator.reference_outputs("search").items()}
-    front = Front(evaluator, split)
+    front = Front(evaluator, split, recipe)
     before = evaluator.primary_value(reference, split)
     deltas = Deltas(reference, split.targets)
     found = []
@@ -153,8 +153,7 @@ def single(
 ) -> MixedPrecisionConfig:
     """`layer` in `scheme`, everything else in FP32."""
     schemes = {**dict.fromkeys(evaluator.graph.layer_names, FP32), layer.name: scheme}
-    used = recipe if scheme.precision is Precision.INT8 else ()
-    return MixedPrecisionConfig(model=evaluator.fingerprint, schemes=schemes, recipe=used)
+    return MixedPrecisionConfig(model=evaluator.fingerprint, schemes=schemes, recipe=recipe)
 
 
 def first_rows(data: TaskData, rows: int | None) -> Split:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from mixq.config import LayerScheme, Precision
+from mixq.config import LayerScheme, Precision, RecipeStep
 from mixq.evaluator import Evaluator
 from mixq.front import Front
 from mixq.runtimes import Executable, get_runtime
@@ -27,13 +27,14 @@ def evaluator() -> Evaluator:
     return Evaluator(load_task("experiments/digits/task.py:Digits"), get_runtime("openvino"))
 
 
+@pytest.mark.parametrize("steps", [[], ["equalize", "calibrate"]], ids=["", "equalized"])
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.BF16])
-def test_outputs_are_those_of_the_whole_network(evaluator: Evaluator, precision: Precision) -> None:
-    split = first_rows(evaluator.data, ROWS)
-    front = Front(evaluator, split)
+def test_outputs_are_those_of_the_whole_network(evaluator: Evaluator, precision: Precision, steps: list[str]) -> None:
+    split, recipe = first_rows(evaluator.data, ROWS), tuple(RecipeStep(name=step) for step in steps)
+    front = Front(evaluator, split, recipe)
     cuts = set()
     for layer in evaluator.graph.layers:
-        candidate = evaluator.prepare(single(evaluator, layer, LayerScheme(precision=precision)))
+        candidate = evaluator.prepare(single(evaluator, layer, LayerScheme(precision=precision), recipe))
         front.advance_to(layer)
         cuts.add(front.position)
         want, have = evaluator.outputs(candidate, split), front.outputs(candidate.config)

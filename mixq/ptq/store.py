@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,17 @@ import onnx_ir as ir
 
 from mixq.array_store import Arrays
 from mixq.calibration import Statistics, TensorStatistics
+from mixq.graph.branches import with_branch_scales, without_idle_scales
 from mixq.graph.model import Graph
 from mixq.ptq.state import Prepared
 from mixq.task import Array
 
 
 def packed(prepared: Prepared, start: Graph) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The index and the arrays of `prepared`; of its graph, the weights that are not those of `start`."""
+    """The index and the arrays of `prepared`; of its graph, the weights that are not those of `start`.
+
+    `start` may lack the scales that `equalize` puts on branches: they are among those weights where they are not ones.
+    """
     arrays: dict[str, Array] = {}
 
     def put(array: Array) -> str:
@@ -24,8 +27,8 @@ def packed(prepared: Prepared, start: Graph) -> tuple[dict[str, Any], dict[str, 
         arrays[name] = array
         return name
 
-    names = prepared.graph.model.graph.initializers
-    changed = [name for name in names if not np.array_equal(prepared.graph.weight(name), start.weight(name))]
+    names, before = prepared.graph.model.graph.initializers, with_branch_scales(start)
+    changed = [name for name in names if not np.array_equal(prepared.graph.weight(name), before.weight(name))]
     index = {
         "weights": {name: put(prepared.graph.weight(name)) for name in changed},
         "ranges": {name: [float(low), float(high)] for name, (low, high) in prepared.ranges.items()},
@@ -58,7 +61,7 @@ def unpacked(index: dict[str, Any], arrays: Arrays, start: Graph) -> Prepared:
 def _with_weights(start: Graph, weights: dict[str, Array]) -> Graph:
     if not weights:
         return start
-    model = start.model.clone()
+    changed = with_branch_scales(start)
     for name, value in weights.items():
-        model.graph.initializers[name].const_value = ir.tensor(value, name=name)
-    return replace(start, model=model)
+        changed.model.graph.initializers[name].const_value = ir.tensor(value, name=name)
+    return without_idle_scales(changed)

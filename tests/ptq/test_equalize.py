@@ -19,10 +19,10 @@ from mixq.ptq.networks import int8_model
 from mixq.runtimes import get_runtime
 from mixq.task import Array
 from tests.helpers import Net, images, lowered, ort_run, residual, schemes
+from tests.ptq.outliers import TOKENS, attention_inputs
 
 MATERIAL = Material([images(32, name="image")], ort_run, get_runtime("onnxruntime").placement)
 CALIBRATE = RecipeStep(name="calibrate", params={"activations": "minmax"})
-TOKENS = {"x": np.random.default_rng(0).normal(size=(64, 8, 32)).astype(np.float32)}
 NEW = images(64, seed=5, name="image")
 
 
@@ -52,18 +52,6 @@ def test_badly_scaled_channels_cost_no_more_than_well_scaled_ones() -> None:
     bad, mended = int8_error(prepared(badly_scaled())), int8_error(prepared(badly_scaled(), "equalize"))
     assert mended < 0.02 * bad
     assert mended < 2 * int8_error(prepared(residual()))
-
-
-def attention_inputs(*, residual: bool) -> Graph:
-    """A normalization with two channels far beyond the others, three matrices behind it and, or not, a residual."""
-    net, scale = Net(8, 32), np.ones(32, np.float32)
-    scale[[3, 17]] = 60
-    normal = net.op("LayerNormalization", "x", net.constant("s", scale), net.weight("b", 32), name="norm", axis=-1)
-    names = [net.op("MatMul", normal, net.weight(f"{name}.weight", 32, 32), name=name) for name in "qkv"]
-    names.append(net.op("MatMul", net.op("Relu", names[0]), net.weight("up.weight", 32, 32), name="up"))
-    if residual:
-        names[3] = net.op("Add", normal, names[3], name="sum")
-    return net.graph(*names[1:], example=TOKENS, ranks=[3] * 3)
 
 
 @pytest.mark.parametrize("residual", [False, True], ids=["folded", "on a branch"])

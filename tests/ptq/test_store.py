@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,11 +14,13 @@ import pytest
 
 from mixq.array_store import ArrayStore
 from mixq.config import RecipeStep
+from mixq.graph import Graph
 from mixq.ptq import Material, Prepared, Quantizer, quantizer
 from mixq.ptq.equalize import Equalize
 from mixq.runtimes import get_runtime
 from mixq.task import Array
 from tests.helpers import images, ort_run, residual
+from tests.ptq.outliers import TOKENS, attention_inputs
 
 MATERIAL = Material([images(16, name="image")], ort_run, get_runtime("onnxruntime").placement)
 RECIPE = tuple(RecipeStep(name=name) for name in ("equalize", "calibrate", "adaround"))
@@ -31,9 +34,11 @@ def everything_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
 Key = TypeVar("Key")
 
 
-def prepared(folder: Path, owner: str = "a model") -> Prepared:
+def prepared(
+    folder: Path, owner: str = "a model", graph: Graph | None = None, material: Material = MATERIAL
+) -> Prepared:
     """By a process that has just begun."""
-    found = Quantizer(residual(), MATERIAL)
+    found = Quantizer(graph or residual(), material)
     found.store = ArrayStore(folder, owner)
     return found.prepared(RECIPE)
 
@@ -74,6 +79,16 @@ def test_what_comes_back_is_what_was_made(tmp_path: Path, equalized: list[str]) 
     made = prepared(tmp_path)
     assert made.graph.fingerprint != residual().fingerprint, "equalize has to change weights for this test"
     assert_same(made, prepared(tmp_path))
+    assert equalized == ["equalize"]
+
+
+def test_a_scale_on_a_branch_comes_back(tmp_path: Path, equalized: list[str]) -> None:
+    graph, material = attention_inputs(residual=True), replace(MATERIAL, batches=[TOKENS])
+    made = prepared(tmp_path, graph=graph, material=material)
+    assert made.graph.layers != graph.layers, "equalize has to put a scale there for this test"
+    again = prepared(tmp_path, graph=graph, material=material)
+    assert_same(made, again)
+    assert made.graph.layers == again.graph.layers
     assert equalized == ["equalize"]
 
 
