@@ -31,6 +31,7 @@ from mixq.searcher.run import Budget
 from mixq.searcher.space import SearchSpace
 from mixq.searcher.storage import Turn
 from mixq.searcher.study import (
+    Frozen,
     Study,
     load_gains,
     load_holdout,
@@ -101,9 +102,12 @@ class SearchJob:
         beyond = tuple(violations(evaluation, self.space.constraints).items())
         return replace(trial, evaluation=evaluation, violations=beyond, model_sha256=digest)
 
-    def update(self) -> list[Trial]:
-        """Take in the trials that were finished since the last time, whoever evaluated them; these."""
-        new = self.history.update()
+    def update(self, trials: Frozen | None = None) -> list[Trial]:
+        """Take in the trials that were finished since the last time, whoever evaluated them; these.
+
+        trials: all of the study, where they were just read.
+        """
+        new = self.history.update(trials)
         for trial in new:
             with self.watch.measuring("logging"):
                 if self.tracker is not None:

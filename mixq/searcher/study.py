@@ -43,6 +43,8 @@ WORKER, BEAT, ATTEMPT, MODEL_SHA256 = "mixq:worker", "mixq:beat", "mixq:attempt"
 MOST_ATTEMPTS = 3  # of a configuration whose process is killed each time: it may be what kills
 
 Study = optuna.Study
+Frozen = Sequence[FrozenTrial]
+"""Trials as Optuna keeps them."""
 
 # Building one takes milliseconds.
 _SENSITIVITIES, _EVALUATIONS, _GLIMPSES = TypeAdapter(Sensitivity), TypeAdapter(Evaluation), TypeAdapter(Glimpse)
@@ -176,6 +178,11 @@ def load_glimpse(frozen: FrozenTrial) -> Glimpse | None:
     """What was seen of a pruned trial; None of others."""
     stored = frozen.user_attrs.get(GLIMPSE)
     return None if stored is None else _GLIMPSES.validate_python(stored)
+
+
+def read_trials(study: Study) -> Frozen:
+    """All that there are, in order, whatever their state."""
+    return study.get_trials(deepcopy=False)
 
 
 def trials_of(study: Study) -> list[Trial]:
