@@ -14,8 +14,9 @@ from mixq.searcher.interrupted import GRACE_SECONDS, Beat, Signs
 from mixq.searcher.run import Budget
 from mixq.searcher.stop import Ending
 from mixq.searcher.storage import Turn, patiently
-from mixq.searcher.study import Study
+from mixq.searcher.study import NoStudyError, Study, join_study, seen_configs
 
+WAIT_SECONDS = 2.0  # between two looks for a study
 SETTINGS, ORDERS, LEADER_BEAT = "mixq:settings", "mixq:orders", "mixq:leader_beat"
 
 
@@ -85,24 +86,45 @@ def _is_led_by_another(study: Study, leader: ProcessId, grace_s: float) -> bool:
     return False
 
 
+def await_study(storage: str, name: str, stop: Ending, longest_s: float = 0.0) -> Study:
+    """The study `name`, once a search leads it that has trials left; waits for that, but for `longest_s` at most.
+
+    Raises NoStudyError where no search has opened it by then.
+    """
+    end = time.monotonic() + longest_s
+    while True:
+        is_late = stop.requested or time.monotonic() >= end
+        try:
+            study = join_study(storage, name)
+            load_settings(study)
+            orders = load_orders(study)
+        except NoStudyError:
+            if is_late:
+                raise
+        else:
+            if is_late or not orders.over or len(seen_configs(study)) >= orders.trials:
+                return study
+        time.sleep(WAIT_SECONDS)
+
+
 def call_off(study: Study) -> None:
     """Workers are to leave after the trial in flight."""
     _store(study, replace(load_orders(study), over=True))
 
 
 def load_settings(study: Study) -> Settings:
-    """Raises InputError where no search has announced any."""
+    """Raises NoStudyError where no search has announced any."""
     found = study.user_attrs.get(SETTINGS)
     if found is None:
-        raise InputError(f"the study {study.study_name!r} is none that mixq search has opened; start that first")
+        raise NoStudyError(f"the study {study.study_name!r} is none that mixq search has opened; start that first")
     return Settings(**found)
 
 
 def load_orders(study: Study) -> Orders:
-    """Raises InputError where nobody has ever led the study."""
+    """Raises NoStudyError where nobody has ever led the study."""
     found = _known_orders(study)
     if found is None:
-        raise InputError(f"nobody leads the study {study.study_name!r}; start mixq search first")
+        raise NoStudyError(f"nobody leads the study {study.study_name!r}; start mixq search first")
     return found
 
 

@@ -73,18 +73,24 @@ def open_study(storage: str, name: str, objectives: int, identity: Mapping[str, 
     return study
 
 
+class NoStudyError(InputError):
+    """There is no such study, which a search may still open."""
+
+
 def join_study(storage: str, name: str) -> Study:
-    """The study `name` that a search has opened. Raises InputError where there is none."""
+    """The study `name` that a search has opened. Raises NoStudyError where there is none, InputError for a bad URL."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = sqlite_file(storage)
     if file is not None and not file.exists():  # it would be made
-        raise InputError(f"there is no study storage {redacted(storage)}; give that of a mixq search that was started")
+        raise NoStudyError(
+            f"there is no study storage {redacted(storage)}; give that of a mixq search that was started"
+        )
     opened = open_storage(storage)
     try:
         return optuna.load_study(study_name=name, storage=opened)
     except KeyError:
         known = ", ".join(sorted(optuna.get_all_study_names(opened))) or "none"
-        raise InputError(
+        raise NoStudyError(
             f"there is no study {name!r} in {redacted(storage)} (there: {known}); give the --study and --storage of a "
             "mixq search that was started"
         ) from None
