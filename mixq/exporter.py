@@ -33,8 +33,8 @@ def export(
     The model is `candidate.model` as it was measured, byte by byte; above protobuf's limit its weights lie beside it in
     best.onnx.data. A process killed in the middle can leave files of two exports, which `verify` tells from a whole
     one; exporting again repairs that. `extra` (JSON values) goes into the certificate, as do the evaluation's kernels,
-    with their times where those were taken. Raises InputError where the folder cannot be written or the evaluation is of
-    something else.
+    with their times where those were taken. Raises InputError where the folder cannot be written or the evaluation is
+    of something else.
     """
     _check_belongs(evaluator, candidate, evaluation)
     probe = _probe(evaluator, candidate)

@@ -32,7 +32,7 @@ def run_job(job: SearchJob, stop: Stop, progress: Progress, crew: Crew | None = 
     """
     lead = Lead(job, stop, progress, crew)
     with Heart() as heart, crew or nullcontext():
-        heart.beat_by(leader_beat(job.study))
+        heart.beat_by(leader_beat(job.study, job.budget))
         lead.evaluate("starting", stop, queued_only=True)
         guided = not stop.requested and _is_guided(job, progress)
         if crew is not None:

@@ -27,7 +27,7 @@ from mixq.launch import PREPARED, open_evaluator
 from mixq.progress import Progress
 from mixq.searcher.choices import Choices, make_choices
 from mixq.searcher.guidance import sampler_of
-from mixq.searcher.orders import Followed, Settings, await_study, load_orders, load_settings
+from mixq.searcher.orders import Followed, Settings, await_study, load_budget, load_orders, load_settings
 from mixq.searcher.run import is_queued, run
 from mixq.searcher.space import SearchSpace, check_space
 from mixq.searcher.stop import Ending, stop_on_signals
@@ -74,7 +74,7 @@ class Worker:
 
     def _run(self, stop: Ending, *, queued_only: bool) -> None:
         run(
-            *(self.study, self.evaluator, self.choices, self.space, load_orders(self.study).budget),
+            *(self.study, self.evaluator, self.choices, self.space, load_budget(self.study)),
             stop,
             self._say,
             queued_only=queued_only,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 from mixq.errors import InputError
@@ -33,20 +32,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Orders:
-    """Of one run. trials: of the whole study; began: time.time() of its start; earlier_s: seconds of earlier runs.
-
-    Clocks of hosts that differ shift `Trial.elapsed_s` of those evaluated there, and nothing else.
-    """
+    """Of one run. trials: of the whole study; elapsed_s: seconds that the study had spent when they were given."""
 
     trials: int
-    began: float
-    earlier_s: float
+    elapsed_s: float
     leader: ProcessId
     over: bool = False
-
-    @property
-    def budget(self) -> Budget:
-        return Budget(self.trials, time.monotonic() - (time.time() - self.began), None, self.earlier_s)
 
 
 def take_the_lead(
@@ -71,16 +62,16 @@ def take_the_lead(
                 f"{known.leader.pid}); wait for it to end, join it with mixq worker, or give another --study"
             )
         study.set_user_attr(SETTINGS, {**asdict(settings), "space": dict(settings.space)})
-        _store(study, Orders(budget.trials, time.time() - budget.run_s, budget.earlier_s, ProcessId.own()))
+        _store(study, Orders(budget.trials, budget.elapsed_s, ProcessId.own()))
 
 
 def _is_led_by_another(study: Study, leader: ProcessId, grace_s: float) -> bool:
     """Of a process elsewhere that is seen by its heartbeats, for which it takes some time to wait."""
     if leader.is_local:
         return leader != ProcessId.own() and not leader.is_gone
-    beat, end = study.user_attrs.get(LEADER_BEAT), time.monotonic() + grace_s
+    beat, end = _last_beat(study), time.monotonic() + grace_s
     while time.monotonic() < end:
-        if study.user_attrs.get(LEADER_BEAT) != beat:
+        if _last_beat(study) != beat:
             return True
         time.sleep(min(1.0, grace_s / 10))
     return False
@@ -133,9 +124,20 @@ def _known_orders(study: Study) -> Orders | None:
     return None if found is None else Orders(**{**found, "leader": ProcessId(**found["leader"])})
 
 
-def leader_beat(study: Study) -> Beat:
-    """Leaves the leader's signs of life."""
-    return partial(study.set_user_attr, LEADER_BEAT)
+def load_budget(study: Study) -> Budget:
+    """A worker's: seconds go on from those of the leader's last sign, so that clocks of hosts need not agree."""
+    orders, (_, elapsed_s) = load_orders(study), _last_beat(study)
+    return Budget(orders.trials, time.monotonic(), None, max(orders.elapsed_s, elapsed_s))
+
+
+def leader_beat(study: Study, budget: Budget) -> Beat:
+    """Leaves the leader's signs of life, and the seconds that the study has spent."""
+    return lambda number: study.set_user_attr(LEADER_BEAT, [number, budget.elapsed_s])
+
+
+def _last_beat(study: Study) -> tuple[int, float]:
+    number, elapsed_s = study.user_attrs.get(LEADER_BEAT, (0, 0.0))
+    return number, elapsed_s
 
 
 class Followed:
@@ -156,7 +158,7 @@ class Followed:
         leader = load_orders(self._study).leader
         if leader.is_local:
             return not leader.is_gone
-        return self._signs.silent_s(leader, self._study.user_attrs.get(LEADER_BEAT)) <= self._grace_s
+        return self._signs.silent_s(leader, _last_beat(self._study)) <= self._grace_s
 
 
 def _store(study: Study, orders: Orders) -> None:
