@@ -18,8 +18,8 @@ test: $(STAMP) lint  ## lint, types and all tests
 quick: $(STAMP)  ## tests without the slow ones
 	$(BIN)/pytest -m "not slow"
 
-faults: $(STAMP)  ## searches killed in every phase: minutes; `make test` has a few of them
-	MIXQ_ALL_FAULTS=1 $(BIN)/pytest tests/end_to_end/test_kills.py tests/end_to_end/test_workers.py
+faults: $(STAMP)  ## searches killed in every phase, disks, servers, hosts and clocks that fail: minutes; `make test` has some
+	MIXQ_ALL_FAULTS=1 $(BIN)/pytest tests/end_to_end/test_kills.py tests/end_to_end/test_workers.py tests/end_to_end/test_faults_*.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

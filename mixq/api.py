@@ -150,17 +150,21 @@ def work(
     storage: str,
     *,
     out: str | Path | None = None,
+    wait: float = 0.0,
     quiet: bool = False,
 ) -> int:
     """Evaluate configurations of a study that `search` leads, here or on another host; the number of finished trials.
 
     Ends when the study has all its trials, when the search ends, and after the trial in flight on Ctrl-C or SIGTERM.
     out: the search's folder, where it is not on this host but can be reached (by default nothing is shared but the
-    study, and the search makes the best model again from its configuration). Raises InputError for bad input, and where
-    this host's CPU is not the one whose latencies the study compares.
+    study, and the search makes the best model again from its configuration). wait: seconds, at most, until a search
+    leads the study. Raises InputError for bad input, and where this host's CPU is not the one whose latencies the study
+    compares.
     """
     _check_names(study=study, storage=storage)
-    return work_on(task, study, storage, None if out is None else _writable(out), Progress(quiet))
+    if not 0 <= wait < math.inf:
+        raise InputError(f"wait must be a number of seconds, 0 or more, got {wait}")
+    return work_on(task, study, storage, None if out is None else _writable(out), Progress(quiet), wait)
 
 
 def _check_workers(workers: int, task: str | Task, storage: str | None) -> None:
@@ -210,7 +214,7 @@ def export(
     loaded, folder = _config(config), _writable(out)
     evaluator = open_evaluator(task, runtime, threads, Progress(quiet))
     candidate = evaluator.prepare(loaded)
-    evaluation = evaluator.evaluate(candidate)
+    evaluation = replace(evaluator.evaluate(candidate), kernels=evaluator.profile(candidate))
     return export_candidate(evaluator, candidate, evaluation, folder, {"holdout": evaluator.holdout(candidate)})
 
 

@@ -138,6 +138,7 @@ def _add_worker(commands: Any) -> None:
     parser.add_argument("--study", required=True, help="name of the study that mixq search leads")
     parser.add_argument("--storage", help=f"the search's Optuna storage URL (default: that in {STORAGE})")
     parser.add_argument("--out", help="the search's folder, where it can be reached from another host")
+    parser.add_argument("--wait", type=float, default=0, help="seconds, at most, until a search leads it (default 0)")
     parser.add_argument("--quiet", action="store_true", help="no progress on the terminal")
 
 
@@ -259,7 +260,8 @@ def _worker(arguments: Any) -> int:
     storage = _storage(arguments.storage)
     if storage is None:
         raise InputError(f"give --storage, the URL of the search's Optuna storage, or set {STORAGE} to it")
-    done = work(arguments.task, arguments.study, storage, out=arguments.out, quiet=arguments.quiet)
+    options = {"out": arguments.out, "wait": arguments.wait, "quiet": arguments.quiet}
+    done = work(arguments.task, arguments.study, storage, **options)
     print(f"finished {done} trials of {arguments.study}")
     return FOUND
 

@@ -130,6 +130,16 @@ def _sorted_proxy(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
     return MappingProxyType(dict(sorted(mapping.items())))
 
 
+@cache
+def _shared(scheme: LayerScheme) -> LayerScheme:
+    """The one of all that are equal: a long search holds as many as it has trials times layers."""
+    return scheme
+
+
+def _sorted_schemes(schemes: Mapping[str, LayerScheme]) -> Mapping[str, LayerScheme]:
+    return _sorted_proxy({name: _shared(scheme) for name, scheme in schemes.items()})
+
+
 class RecipeStep(_Value):
     """One step of the PTQ recipe: its name in the table of `mixq.ptq`, and its parameters."""
 
@@ -170,7 +180,7 @@ class MixedPrecisionConfig(_Value):
 
     format: Literal[1] = 1
     model: str
-    schemes: Annotated[Mapping[str, LayerScheme], AfterValidator(_sorted_proxy), PlainSerializer(dict)]
+    schemes: Annotated[Mapping[str, LayerScheme], AfterValidator(_sorted_schemes), PlainSerializer(dict)]
     rest: FloatPrecision = Precision.FP32
     recipe: tuple[RecipeStep, ...] = ()
     training: Training | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from mixq.errors import InputError
 from mixq.evaluation import Candidate, Evaluation
 from mixq.evaluator import Evaluator
 from mixq.probe import Probe, record
+from mixq.runtimes import Kernel
 
 PROBE_ROWS = 4
 _NOTHING: Mapping[str, object] = MappingProxyType({})
@@ -31,8 +32,9 @@ def export(
 
     The model is `candidate.model` as it was measured, byte by byte; above protobuf's limit its weights lie beside it in
     best.onnx.data. A process killed in the middle can leave files of two exports, which `verify` tells from a whole
-    one; exporting again repairs that. `extra` (JSON values) goes into the certificate. Raises InputError where the
-    folder cannot be written or the evaluation is of something else.
+    one; exporting again repairs that. `extra` (JSON values) goes into the certificate, as do the evaluation's kernels,
+    with their times where those were taken. Raises InputError where the folder cannot be written or the evaluation is
+    of something else.
     """
     _check_belongs(evaluator, candidate, evaluation)
     probe = _probe(evaluator, candidate)
@@ -49,7 +51,7 @@ def export(
         machine=json_fields(machine.describe()),
         versions={name: _version(name) for name in ("mixq", "onnx", "numpy", evaluator.runtime.name)},
         measured={name: value for name, value in json_fields(evaluation).items() if name != "kernels"},
-        kernels=_audit(evaluator, candidate),
+        kernels=_records(evaluator, candidate, evaluation.kernels),
         extra=json_fields(extra),
     )
     # The certificate comes last: until it is there, the old one does not fit the new files.
@@ -84,7 +86,7 @@ def _opening(evaluator: Evaluator, candidate: Candidate) -> Opening:
     )
 
 
-def _audit(evaluator: Evaluator, candidate: Candidate) -> tuple[LayerRecord, ...]:
+def _records(evaluator: Evaluator, candidate: Candidate, kernels: Sequence[Kernel]) -> tuple[LayerRecord, ...]:
     return tuple(
         LayerRecord(
             layer=evaluator.graph.layer(kernel.layer),
@@ -93,7 +95,7 @@ def _audit(evaluator: Evaluator, candidate: Candidate) -> tuple[LayerRecord, ...
             kernel=kernel.kernel,
             time_us=kernel.time_us,
         )
-        for kernel in evaluator.profile(candidate)
+        for kernel in kernels
     )
 
 

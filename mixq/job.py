@@ -31,6 +31,7 @@ from mixq.searcher.run import Budget
 from mixq.searcher.space import SearchSpace
 from mixq.searcher.storage import Turn
 from mixq.searcher.study import (
+    Frozen,
     Study,
     load_gains,
     load_holdout,
@@ -101,9 +102,12 @@ class SearchJob:
         beyond = tuple(violations(evaluation, self.space.constraints).items())
         return replace(trial, evaluation=evaluation, violations=beyond, model_sha256=digest)
 
-    def update(self) -> list[Trial]:
-        """Take in the trials that were finished since the last time, whoever evaluated them; these."""
-        new = self.history.update()
+    def update(self, trials: Frozen | None = None) -> list[Trial]:
+        """Take in the trials that were finished since the last time, whoever evaluated them; these.
+
+        trials: all of the study, where they were just read.
+        """
+        new = self.history.update(trials)
         for trial in new:
             with self.watch.measuring("logging"):
                 if self.tracker is not None:
@@ -128,7 +132,8 @@ class SearchJob:
                     self._export(candidate, best.evaluation)
                     self._forget_beaten(best)
             if best is None:
-                self._export(self.evaluator.reference, self.evaluator.evaluate(self.evaluator.reference))
+                reference = self.evaluator.reference
+                self._export(reference, self._with_times(reference, self.evaluator.evaluate(reference)))
 
     def _measured_candidate(self, best: Trial) -> Candidate | None:
         """The bytes that were measured; None where they are not at hand and cannot be made again."""
@@ -205,6 +210,7 @@ class SearchJob:
         summary = {**self.summary(), "robustness": robustness}
         atomic.write_text(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
         found, told = self.sensitivity, self._profiled(best)
+        self._certify_times(told)
         measures = (sensitivity_frame(found), found.kendall()) if found is not None else ()
         report.write_report(self.folder / "report.html", summary, self.trials, told, *measures)
         report.plot_pareto(
@@ -288,8 +294,17 @@ class SearchJob:
         """`best` with the time of each kernel."""
         if best is None or best.evaluation is None:
             return best
-        kernels = self.evaluator.profile(self._exported_candidate(best))
-        return replace(best, evaluation=replace(best.evaluation, kernels=kernels))
+        return replace(best, evaluation=self._with_times(self._exported_candidate(best), best.evaluation))
+
+    def _with_times(self, candidate: Candidate, evaluation: Evaluation) -> Evaluation:
+        """Of each kernel: in the end only, for all cores are waited for, and nobody else times meanwhile."""
+        return replace(evaluation, kernels=self.evaluator.profile(candidate))
+
+    def _certify_times(self, best: Trial | None) -> None:
+        """Put the times of the kernels into the certificate, where it has none yet."""
+        known = Certificate.load(self.folder / CERTIFICATE).kernels
+        if best is not None and best.evaluation is not None and all(record.time_us is None for record in known):
+            self._export(self._exported_candidate(best), best.evaluation)
 
     def _robustness(self, best: Trial | None) -> dict[str, dict[str, float]]:
         with self.watch.measuring("robustness"), self.evaluator.turns.working():

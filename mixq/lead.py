@@ -19,8 +19,9 @@ from mixq.searcher.orders import call_off, leader_beat
 from mixq.searcher.run import run
 from mixq.searcher.stop import Ending, Stop
 from mixq.searcher.storage import patiently
+from mixq.searcher.study import read_trials
 
-POLL = 0.1  # seconds
+POLL, LONGEST_POLL = 0.1, 1.0  # seconds
 
 
 def run_job(job: SearchJob, stop: Stop, progress: Progress, crew: Crew | None = None) -> None:
@@ -31,7 +32,7 @@ def run_job(job: SearchJob, stop: Stop, progress: Progress, crew: Crew | None = 
     """
     lead = Lead(job, stop, progress, crew)
     with Heart() as heart, crew or nullcontext():
-        heart.beat_by(leader_beat(job.study))
+        heart.beat_by(leader_beat(job.study, job.budget))
         lead.evaluate("starting", stop, queued_only=True)
         guided = not stop.requested and _is_guided(job, progress)
         if crew is not None:
@@ -83,14 +84,15 @@ class Lead:
 
     def follow(self, crew: Crew) -> None:
         """Take in what the workers find, until none of them is left, nor any trial in flight elsewhere."""
-        job, watch = self.job, self.job.lost
+        job, watch, pace = self.job, self.job.lost, Pace()
         with self.progress.bar(job.budget.trials, "searching", len(job.trials), job.budget.deadline) as bar:
             while crew.is_at_work or (patiently(watch.running) and not self._is_over):
                 if self._is_over:
                     patiently(lambda: call_off(job.study))
                     crew.dismiss()
                 crew.tend(len(job.trials))
-                patiently(lambda: self._take_in(bar))
+                if pace.is_due:
+                    pace.went_on(patiently(lambda: self._take_in(bar)))
                 time.sleep(POLL)
             patiently(lambda: self._take_in(bar))
 
@@ -98,11 +100,14 @@ class Lead:
     def _is_over(self) -> bool:
         return self.stop.requested or self.job.budget.timed_out
 
-    def _take_in(self, bar: Bar) -> None:
-        if again := patiently(self.job.lost.clear_up):
+    def _take_in(self, bar: Bar) -> bool:
+        """Whether there was anything new."""
+        known = patiently(lambda: read_trials(self.job.study))
+        if again := patiently(lambda: self.job.lost.clear_up(known)):
             self.progress.warn(f"{again} trial(s), whose process is gone, are tried again")
         before = self.job.exported_id
-        for trial in self.job.update():
+        new = self.job.update(known)
+        for trial in new:
             self.progress.event("trial", trial_values(trial))
             bar.step(_standing(self.job))
             if trial.state == "failed":
@@ -110,6 +115,24 @@ class Lead:
         best = self.job.best() if self.job.exported_id != before else None
         if best is not None:
             self.progress.event("best", trial_values(best))
+        return bool(new or again)
+
+
+@dataclass
+class Pace:
+    """When to look next at a study: soon after something was new, ever later while nothing is."""
+
+    _wait: float = 0.0
+    _next: float = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._next
+
+    def went_on(self, something_new: bool) -> None:
+        """What the look has shown."""
+        self._wait = POLL if something_new else min(2 * max(self._wait, POLL), LONGEST_POLL)
+        self._next = time.monotonic() + self._wait
 
 
 def _is_guided(job: SearchJob, progress: Progress) -> bool:

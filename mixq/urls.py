@@ -12,7 +12,8 @@ def redacted(url: str) -> str:
     """The URL without a password, be it in the credentials or in the query."""
     scheme, separator, rest = re.sub(r"(?i)((?:password|token)=)[^&]*", rf"\1{HIDDEN}", url).partition("://")
     credentials, at, host = rest.rpartition("@")
-    return f"{scheme}{separator}{credentials.partition(':')[0]}:{HIDDEN}@{host}" if at else f"{scheme}{separator}{rest}"
+    user, colon, _ = credentials.partition(":")
+    return f"{scheme}{separator}{user}{colon and f'{colon}{HIDDEN}'}{at}{host}"
 
 
 def without_secrets(text: str, url: str) -> str:

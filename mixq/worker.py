@@ -27,12 +27,12 @@ from mixq.launch import PREPARED, open_evaluator
 from mixq.progress import Progress
 from mixq.searcher.choices import Choices, make_choices
 from mixq.searcher.guidance import sampler_of
-from mixq.searcher.orders import Followed, Settings, load_orders, load_settings
+from mixq.searcher.orders import Followed, Settings, await_study, load_budget, load_orders, load_settings
 from mixq.searcher.run import is_queued, run
 from mixq.searcher.space import SearchSpace, check_space
 from mixq.searcher.stop import Ending, stop_on_signals
 from mixq.searcher.storage import Turn, turn_at
-from mixq.searcher.study import IDENTITY, Study, check_identity, join_study
+from mixq.searcher.study import IDENTITY, Study, check_identity
 from mixq.searcher.trial import Trial
 from mixq.searcher.warmstart import ANALYZED
 from mixq.task import Task
@@ -74,7 +74,7 @@ class Worker:
 
     def _run(self, stop: Ending, *, queued_only: bool) -> None:
         run(
-            *(self.study, self.evaluator, self.choices, self.space, load_orders(self.study).budget),
+            *(self.study, self.evaluator, self.choices, self.space, load_budget(self.study)),
             stop,
             self._say,
             queued_only=queued_only,
@@ -87,13 +87,12 @@ class Worker:
         self.progress.say(f"trial {trial.number}: {trial.state}{f' ({trial.reason})' if trial.reason else ''}")
 
 
-def join(task: str | Task, study_name: str, storage: str, folder: Path | None, progress: Progress) -> Worker:
+def join(task: str | Task, study: Study, storage: str, folder: Path | None, progress: Progress) -> Worker:
     """A worker on a study, all of which is checked: what it is of, and this host.
 
     folder: by default that of the search, where this is its host. Raises InputError for what does not fit.
     """
-    study = join_study(storage, study_name)
-    settings = load_settings(study)
+    settings, study_name = load_settings(study), study.study_name
     check_cpu(study_name, study.user_attrs.get(IDENTITY, {}).get(CPU))
     turn = turn_at(storage, study_name)
     space = check_space(dict(settings.space), f"the space of the study {study_name!r}")
@@ -129,11 +128,17 @@ class LedBy:
         return self.stop.requested or (self.leader is not None and os.getppid() != self.leader)
 
 
-def work(task: str | Task, study_name: str, storage: str, folder: Path | None, progress: Progress) -> int:
-    """Join the study and work on it until it is done, or a signal comes; the number of trials that it finished."""
+def work(
+    task: str | Task, study_name: str, storage: str, folder: Path | None, progress: Progress, wait_s: float = 0.0
+) -> int:
+    """Join the study and work on it until it is done, or a signal comes; the number of trials that it finished.
+
+    wait_s: seconds, at most, until a search leads the study.
+    """
     leader = os.environ.get(LEADER)
     with stop_on_signals() as stop:
-        worker = join(task, study_name, storage, folder, progress)
+        study = await_study(storage, study_name, stop, wait_s)
+        worker = join(task, study, storage, folder, progress)
         if leader:
             print("ready", flush=True)  # to Crew.is_ready
         worker.work(LedBy(stop, int(leader) if leader else None))

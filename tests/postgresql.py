@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,28 +17,39 @@ import pytest
 
 USER = "mixq"
 PASSWORD = "s3cret-pass"  # noqa: S105 - that no output may show
+LOOPBACK = "127.0.0.1"
 SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))  # where Debian puts them; else on the PATH
 
 
 class Server:
     """One that is up; `stop` and `start` are what a restart of a database is to its clients."""
 
-    def __init__(self, binaries: Path, folder: Path, port: int) -> None:
+    def __init__(
+        self, binaries: Path, folder: Path, port: int, address: str = LOOPBACK, within: Sequence[str] = ()
+    ) -> None:
+        """within: a command that runs commands, on the host that has the address."""
         self._binaries, self._data, self._port = binaries, folder / "data", port
-        self._folder = folder
+        self._folder, self._address, self._within = folder, address, within
 
     @property
     def url(self) -> str:
-        return f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{self._port}/postgres"
+        return f"postgresql://{USER}:{PASSWORD}@{self._address}:{self._port}/postgres"
+
+    @property
+    def local_url(self) -> str:
+        """Through a file: for this host, wherever the server's address is."""
+        return f"postgresql://{USER}:{PASSWORD}@/postgres?host={self._folder}&port={self._port}"
 
     def create(self) -> None:
         password = self._folder / "password"
         password.write_text(PASSWORD, encoding="ascii")
         password.chmod(0o644)
         self._run("initdb", "-D", self._data, "-U", USER, f"--pwfile={password}", "-A", "scram-sha-256", "--no-sync")
+        with (self._data / "pg_hba.conf").open("a") as allowed:
+            allowed.write(f"host all {USER} {self._address}/24 scram-sha-256\n")
 
     def start(self) -> None:
-        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self._folder}"
+        options = f"-p {self._port} -c listen_addresses={self._address} -c unix_socket_directories={self._folder}"
         log = self._folder / "log"
         self._run("pg_ctl", "-D", self._data, "-w", "-t", "60", "-l", log, "-o", f"{options} -c fsync=off", "start")
 
@@ -49,7 +60,7 @@ class Server:
     def _run(self, name: str, *arguments: str | Path) -> None:
         """As another user where this one is root, whom the server refuses."""
         other = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
-        command = [*other, str(self._binaries / name), *map(str, arguments)]
+        command = [*self._within, *other, str(self._binaries / name), *map(str, arguments)]
         # The server would hold on to pipes.
         with (self._folder / f"{name}.out").open("w") as output:
             done = subprocess.run(command, cwd=self._folder, stdout=output, stderr=output, check=False)
@@ -71,8 +82,8 @@ def missing() -> str | None:
 
 
 @contextmanager
-def running() -> Iterator[Server]:
-    """A server; the test is skipped, with the reason, where there can be none."""
+def running(address: str = LOOPBACK, within: Sequence[str] = ()) -> Iterator[Server]:
+    """A server; the test is skipped, with the reason, where there can be none. within: as Server's."""
     reason, binaries = missing(), _binaries()
     if reason is not None or binaries is None:
         pytest.skip(str(reason))
@@ -80,7 +91,7 @@ def running() -> Iterator[Server]:
     try:
         if os.geteuid() == 0:
             shutil.chown(folder, "postgres", "postgres")
-        server = Server(binaries, folder, _free_port())
+        server = Server(binaries, folder, _free_port(), address, within)
         server.create()
         server.start()
         try:

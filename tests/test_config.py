@@ -95,6 +95,15 @@ def test_copies_and_pickles_are_the_same_value(config: MixedPrecisionConfig) -> 
     assert {copy.deepcopy(step) for step in config.recipe} == set(config.recipe)
 
 
+def test_equal_schemes_are_one_in_memory() -> None:
+    """A long search holds a configuration for each trial, and a large network has a scheme for each of its layers."""
+    first, second = (
+        MixedPrecisionConfig.from_json(uniform("0" * 16, ["a", "b"], LayerScheme(precision=Precision.BF16)).to_json())
+        for _ in range(2)
+    )
+    assert first.schemes["a"] is first.schemes["b"] is second.schemes["a"]
+
+
 def test_the_order_of_the_recipe_matters() -> None:
     steps = RecipeStep(name="a"), RecipeStep(name="b")
     assert uniform("m", ["x"], INT8, recipe=steps) != uniform("m", ["x"], INT8, recipe=steps[::-1])

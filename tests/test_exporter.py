@@ -75,10 +75,19 @@ def test_the_certificate_says_what_was_measured_and_how_to_open_it(folder: Path)
 def test_the_certificate_holds_the_kernel_audit(folder: Path) -> None:
     _, evaluation = measured(MIXED)
     records = Certificate.load(folder / CERTIFICATE).kernels
+    assert [record.time_us for record in records] == [None] * 3
     assert tuple(record.layer for record in records) == evaluator().graph.layers
     assert [(r.layer.name, r.asked) for r in records] == [("first", "int8"), ("second", "int8"), ("classifier", "fp32")]
     assert [(r.executed, r.kernel) for r in records] == [(k.executed, k.kernel) for k in evaluation.kernels]
-    assert all(record.time_us is not None and record.time_us > 0 for record in records)
+
+
+def test_the_kernels_times_are_certified_where_they_were_taken(tmp_path: Path) -> None:
+    candidate, evaluation = measured(MIXED)
+    kernels = evaluator().profile(candidate)
+    export(evaluator(), candidate, replace(evaluation, kernels=kernels), tmp_path)
+    times = [record.time_us for record in Certificate.load(tmp_path / CERTIFICATE).kernels]
+    assert times == [kernel.time_us for kernel in kernels]
+    assert all(times)
 
 
 def test_the_fp32_model_can_be_the_answer(tmp_path: Path) -> None:

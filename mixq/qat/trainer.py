@@ -34,7 +34,7 @@ from mixq.qat.memory import reused
 from mixq.qat.store import load_state, load_trained, save_state, save_trained
 from mixq.twin import Twin
 
-KEPT = 8  # states of trainings that may be gone on with
+KEPT = 8  # trainings that may be wanted again, and as many states that may be gone on with
 
 BANK = "shared start"
 PACED = 5  # steps after which it can be told how long all of them take
@@ -72,7 +72,8 @@ class Trainer:
         self._placement = replace(placement, forms=Forms("stored", "stored", "stored"))
         self._quantizer, self._lessons = quantizer, lessons
         self._trainable, self._typed, self._group = tuple(trainable), typed, group or Group.current()
-        self._finished: dict[str, Trained] = {}
+        self._finished: OrderedDict[str, Trained] = OrderedDict()
+        self._banks: dict[str, Trained] = {}
         self._states: OrderedDict[MixedPrecisionConfig, State] = OrderedDict()
 
     def start(self, config: MixedPrecisionConfig, progress: Progress | None = None) -> Prepared:
@@ -94,17 +95,19 @@ class Trainer:
 
     def _once(self, config: MixedPrecisionConfig, train: Callable[[], Trained], kind: str = "trained") -> Trained:
         """What `train` makes of `config`, unless it is known or in the store."""
-        key = f"{kind} {config.id}"
-        if key not in self._finished:
+        key, finished = f"{kind} {config.id}", self._banks if kind == BANK else self._finished
+        if key not in finished:
             start, store = self._quantizer.prepared(config.recipe), self._quantizer.store
             stored = self._stored(key)
             # Every configuration is trained by one process only, and may be timed meanwhile; the bank is everybody's.
             with store.making(stored) if store and kind == BANK else nullcontext():
                 known = load_trained(store, stored, start)
-                self._finished[key] = known or train()
+                finished[key] = known or train()
                 if known is None:
-                    save_trained(store, stored, self._finished[key], start)
-        return self._finished[key]
+                    save_trained(store, stored, finished[key], start)
+        while len(self._finished) > KEPT:  # each is a whole network
+            self._finished.popitem(last=False)
+        return finished[key]
 
     def _train(self, config: MixedPrecisionConfig, progress: Progress | None, look: Look | None) -> Trained:
         settings, family = _settings(config), _family(config)

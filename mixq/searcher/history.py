@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mixq.searcher.study import FINISHED, Study, counted, trial_of
+from mixq.searcher.study import FINISHED, Frozen, Study, counted, trial_of
 from mixq.searcher.trial import Trial
 
 
@@ -14,10 +14,11 @@ class History:
         self.trials: list[Trial] = []
         self._known: set[int] = set()
 
-    def update(self) -> list[Trial]:
-        """The trials that were finished since the last time."""
-        frozen = self._study.get_trials(deepcopy=False, states=FINISHED)
-        new = [trial_of(trial) for trial in counted(t for t in frozen if t.number not in self._known)]
+    def update(self, trials: Frozen | None = None) -> list[Trial]:
+        """The trials that were finished since the last time. trials: all of the study, where they were just read."""
+        known = self._study.get_trials(deepcopy=False, states=FINISHED) if trials is None else trials
+        finished = (trial for trial in known if trial.state in FINISHED and trial.number not in self._known)
+        new = [trial_of(trial) for trial in counted(finished)]
         self._known |= {trial.number for trial in new}
         self.trials += new
         return new

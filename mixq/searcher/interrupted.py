@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from mixq.errors import MixqError
 from mixq.process import ProcessId
 from mixq.searcher.storage import Turn
-from mixq.searcher.study import ATTEMPT, BEAT, ORIGIN, WORKER, Study, to_retry
+from mixq.searcher.study import ATTEMPT, BEAT, ORIGIN, WORKER, Frozen, Study, read_trials, to_retry
 
 BEAT_SECONDS = 5.0
 GRACE_SECONDS = 60.0  # without a heartbeat
@@ -96,14 +96,20 @@ class Watch:
         for trial in self.running():
             self._is_lost(trial)
 
-    def clear_up(self) -> int:
-        """Fail the trials whose process is gone, queue again what was interrupted; the number of the latter."""
-        if any(WORKER not in trial.user_attrs for trial in self.running()):
+    def clear_up(self, trials: Frozen | None = None) -> int:
+        """Fail the trials whose process is gone, queue again what was interrupted; the number of the latter.
+
+        trials: all of the study, where they were just read.
+        """
+        known = read_trials(self._study) if trials is None else trials
+        running = [trial for trial in known if trial.state is TrialState.RUNNING]
+        unowned = any(WORKER not in trial.user_attrs for trial in running)
+        if unowned:
             self._fail_unowned()
-        for trial in self.running():
-            if self._is_lost(trial):
-                fail(self._study, trial)
-        return requeue(self._study)
+        lost = [trial for trial in running if self._is_lost(trial)]
+        for trial in lost:
+            fail(self._study, trial)
+        return requeue(self._study, read_trials(self._study) if lost or unowned else known)
 
     def _fail_unowned(self) -> None:
         """Fail the trials of whoever was killed while it proposed them: in its turn, each gets its process."""
@@ -131,12 +137,11 @@ def fail(study: Study, trial: FrozenTrial) -> None:
         return
 
 
-def requeue(study: Study) -> int:
-    """Queue again the interrupted trials that are to be tried again and have not been queued; how many.
+def requeue(study: Study, trials: Frozen) -> int:
+    """Queue again those of a study's trials that were interrupted, are to be tried again and are not queued; how many.
 
     To be done by one process of a study, which may be killed at any moment: what is queued says what it is for.
     """
-    trials = study.get_trials(deepcopy=False)
     queued = {trial.user_attrs[RETRIES] for trial in trials if RETRIES in trial.user_attrs}
     lost = [trial for trial in trials if to_retry(trial) and trial.number not in queued]
     found = [(trial, params) for trial in lost if (params := trial.system_attrs.get("fixed_params", trial.params))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 from mixq.errors import InputError
@@ -14,8 +13,9 @@ from mixq.searcher.interrupted import GRACE_SECONDS, Beat, Signs
 from mixq.searcher.run import Budget
 from mixq.searcher.stop import Ending
 from mixq.searcher.storage import Turn, patiently
-from mixq.searcher.study import Study
+from mixq.searcher.study import NoStudyError, Study, join_study, seen_configs
 
+WAIT_SECONDS = 2.0  # between two looks for a study
 SETTINGS, ORDERS, LEADER_BEAT = "mixq:settings", "mixq:orders", "mixq:leader_beat"
 
 
@@ -32,20 +32,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Orders:
-    """Of one run. trials: of the whole study; began: time.time() of its start; earlier_s: seconds of earlier runs.
-
-    Clocks of hosts that differ shift `Trial.elapsed_s` of those evaluated there, and nothing else.
-    """
+    """Of one run. trials: of the whole study; elapsed_s: seconds that the study had spent when they were given."""
 
     trials: int
-    began: float
-    earlier_s: float
+    elapsed_s: float
     leader: ProcessId
     over: bool = False
-
-    @property
-    def budget(self) -> Budget:
-        return Budget(self.trials, time.monotonic() - (time.time() - self.began), None, self.earlier_s)
 
 
 def take_the_lead(
@@ -70,19 +62,40 @@ def take_the_lead(
                 f"{known.leader.pid}); wait for it to end, join it with mixq worker, or give another --study"
             )
         study.set_user_attr(SETTINGS, {**asdict(settings), "space": dict(settings.space)})
-        _store(study, Orders(budget.trials, time.time() - budget.run_s, budget.earlier_s, ProcessId.own()))
+        _store(study, Orders(budget.trials, budget.elapsed_s, ProcessId.own()))
 
 
 def _is_led_by_another(study: Study, leader: ProcessId, grace_s: float) -> bool:
     """Of a process elsewhere that is seen by its heartbeats, for which it takes some time to wait."""
     if leader.is_local:
         return leader != ProcessId.own() and not leader.is_gone
-    beat, end = study.user_attrs.get(LEADER_BEAT), time.monotonic() + grace_s
+    beat, end = _last_beat(study), time.monotonic() + grace_s
     while time.monotonic() < end:
-        if study.user_attrs.get(LEADER_BEAT) != beat:
+        if _last_beat(study) != beat:
             return True
         time.sleep(min(1.0, grace_s / 10))
     return False
+
+
+def await_study(storage: str, name: str, stop: Ending, longest_s: float = 0.0) -> Study:
+    """The study `name`, once a search leads it that has trials left; waits for that, but for `longest_s` at most.
+
+    Raises NoStudyError where no search has opened it by then.
+    """
+    end = time.monotonic() + longest_s
+    while True:
+        is_late = stop.requested or time.monotonic() >= end
+        try:
+            study = join_study(storage, name)
+            load_settings(study)
+            orders = load_orders(study)
+        except NoStudyError:
+            if is_late:
+                raise
+        else:
+            if is_late or not orders.over or len(seen_configs(study)) >= orders.trials:
+                return study
+        time.sleep(WAIT_SECONDS)
 
 
 def call_off(study: Study) -> None:
@@ -91,18 +104,18 @@ def call_off(study: Study) -> None:
 
 
 def load_settings(study: Study) -> Settings:
-    """Raises InputError where no search has announced any."""
+    """Raises NoStudyError where no search has announced any."""
     found = study.user_attrs.get(SETTINGS)
     if found is None:
-        raise InputError(f"the study {study.study_name!r} is none that mixq search has opened; start that first")
+        raise NoStudyError(f"the study {study.study_name!r} is none that mixq search has opened; start that first")
     return Settings(**found)
 
 
 def load_orders(study: Study) -> Orders:
-    """Raises InputError where nobody has ever led the study."""
+    """Raises NoStudyError where nobody has ever led the study."""
     found = _known_orders(study)
     if found is None:
-        raise InputError(f"nobody leads the study {study.study_name!r}; start mixq search first")
+        raise NoStudyError(f"nobody leads the study {study.study_name!r}; start mixq search first")
     return found
 
 
@@ -111,9 +124,20 @@ def _known_orders(study: Study) -> Orders | None:
     return None if found is None else Orders(**{**found, "leader": ProcessId(**found["leader"])})
 
 
-def leader_beat(study: Study) -> Beat:
-    """Leaves the leader's signs of life."""
-    return partial(study.set_user_attr, LEADER_BEAT)
+def load_budget(study: Study) -> Budget:
+    """A worker's: seconds go on from those of the leader's last sign, so that clocks of hosts need not agree."""
+    orders, (_, elapsed_s) = load_orders(study), _last_beat(study)
+    return Budget(orders.trials, time.monotonic(), None, max(orders.elapsed_s, elapsed_s))
+
+
+def leader_beat(study: Study, budget: Budget) -> Beat:
+    """Leaves the leader's signs of life, and the seconds that the study has spent."""
+    return lambda number: study.set_user_attr(LEADER_BEAT, [number, budget.elapsed_s])
+
+
+def _last_beat(study: Study) -> tuple[int, float]:
+    number, elapsed_s = study.user_attrs.get(LEADER_BEAT, (0, 0.0))
+    return number, elapsed_s
 
 
 class Followed:
@@ -134,7 +158,7 @@ class Followed:
         leader = load_orders(self._study).leader
         if leader.is_local:
             return not leader.is_gone
-        return self._signs.silent_s(leader, self._study.user_attrs.get(LEADER_BEAT)) <= self._grace_s
+        return self._signs.silent_s(leader, _last_beat(self._study)) <= self._grace_s
 
 
 def _store(study: Study, orders: Orders) -> None:

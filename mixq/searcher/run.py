@@ -46,7 +46,7 @@ from mixq.stopwatch import Stopwatch
 QUEUED = "mixq:queued"
 REPEATS = 5  # proposals in a row that were all evaluated before: the space is used up
 
-OnTrial = Callable[[Trial], None]
+OnTrial = Callable[[Trial], object]
 Figures = Mapping[str, float | str]
 Keep = Callable[[Candidate], str]
 """Keeps the bytes that were measured, of what may become the best; their SHA-256."""

@@ -43,6 +43,8 @@ WORKER, BEAT, ATTEMPT, MODEL_SHA256 = "mixq:worker", "mixq:beat", "mixq:attempt"
 MOST_ATTEMPTS = 3  # of a configuration whose process is killed each time: it may be what kills
 
 Study = optuna.Study
+Frozen = Sequence[FrozenTrial]
+"""Trials as Optuna keeps them."""
 
 # Building one takes milliseconds.
 _SENSITIVITIES, _EVALUATIONS, _GLIMPSES = TypeAdapter(Sensitivity), TypeAdapter(Evaluation), TypeAdapter(Glimpse)
@@ -71,18 +73,24 @@ def open_study(storage: str, name: str, objectives: int, identity: Mapping[str, 
     return study
 
 
+class NoStudyError(InputError):
+    """There is no such study, which a search may still open."""
+
+
 def join_study(storage: str, name: str) -> Study:
-    """The study `name` that a search has opened. Raises InputError where there is none."""
+    """The study `name` that a search has opened. Raises NoStudyError where there is none, InputError for a bad URL."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = sqlite_file(storage)
     if file is not None and not file.exists():  # it would be made
-        raise InputError(f"there is no study storage {redacted(storage)}; give that of a mixq search that was started")
+        raise NoStudyError(
+            f"there is no study storage {redacted(storage)}; give that of a mixq search that was started"
+        )
     opened = open_storage(storage)
     try:
         return optuna.load_study(study_name=name, storage=opened)
     except KeyError:
         known = ", ".join(sorted(optuna.get_all_study_names(opened))) or "none"
-        raise InputError(
+        raise NoStudyError(
             f"there is no study {name!r} in {redacted(storage)} (there: {known}); give the --study and --storage of a "
             "mixq search that was started"
         ) from None
@@ -176,6 +184,11 @@ def load_glimpse(frozen: FrozenTrial) -> Glimpse | None:
     """What was seen of a pruned trial; None of others."""
     stored = frozen.user_attrs.get(GLIMPSE)
     return None if stored is None else _GLIMPSES.validate_python(stored)
+
+
+def read_trials(study: Study) -> Frozen:
+    """All that there are, in order, whatever their state."""
+    return study.get_trials(deepcopy=False)
 
 
 def trials_of(study: Study) -> list[Trial]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from tests import exported
 from tests.end_to_end.blobs import ROOT, written
 
 LONGEST_WAIT = 200  # seconds
+MIXQ = ("-m", "mixq")
 KILLED = -signal.SIGKILL
 WHOLE_SET = "MIXQ_ALL_FAULTS"
 of_the_whole_set = pytest.mark.skipif(not os.environ.get(WHOLE_SET), reason=f"minutes: make faults ({WHOLE_SET}=1)")
@@ -62,11 +63,15 @@ sys.exit(cli.main(sys.argv[4:]))
 
 @dataclass(frozen=True)
 class Faulty:
-    """A search that is going to be killed: its task and its space, and where its results go."""
+    """A search that is going to be killed: its task and its space, and where its results go.
+
+    database: the URL of its study; by default a file in `out`.
+    """
 
     task: str
     space: Path
     out: Path
+    database: str = ""
 
     @classmethod
     def written(cls, folder: Path, name: str = "Exported") -> Faulty:
@@ -79,17 +84,23 @@ class Faulty:
 
     @property
     def storage(self) -> str:
-        return f"sqlite:///{self.out / 'study.db'}"
+        return self.database or f"sqlite:///{self.out / 'study.db'}"
 
     def command(self, trials: int, *options: str) -> list[str]:
-        given = ("--trials", str(trials), "--timeout", "250", "--quiet", *options)
+        stored = ("--storage", self.database) if self.database else ()
+        given = ("--trials", str(trials), "--timeout", "250", "--quiet", *stored, *options)
         tracking = () if "--tracking" in options else ("--tracking", "none")
         return ["search", self.task, "--space", str(self.space), "--out", str(self.out), *given, *tracking]
 
     def search(self, trials: int, workers: int = 1, tracking: str = "none") -> mixq.SearchResult:
         """Given again, in this process."""
         return mixq.search(
-            self.task, self.space, self.out, trials=trials, workers=workers, tracking=tracking, quiet=True
+            *(self.task, self.space, self.out),
+            trials=trials,
+            workers=workers,
+            tracking=tracking,
+            storage=self.database or None,
+            quiet=True,
         )
 
     def joined(self) -> list[str]:
@@ -141,12 +152,18 @@ def killed_at(place: str, number: int, argument: str, command: list[str]) -> Non
 
 
 @contextmanager
-def started(command: list[str], **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """`mixq` in a process of its own, which is gone afterwards."""
+def started(
+    command: list[str], *, within: Sequence[str] = (), program: Sequence[str] = MIXQ, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """`mixq` in a process of its own, which is gone afterwards.
+
+    within: a command that runs commands, in a namespace. program: what Python runs.
+    """
+    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
-        [sys.executable, "-m", "mixq", *command],
+        [*within, sys.executable, *program, *command],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

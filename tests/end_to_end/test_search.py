@@ -53,6 +53,7 @@ def test_summary_certificate_configuration_and_study_agree(searched: Searched) -
     assert best["metric"] == certificate.measured["metric"] == trial.evaluation.metric
     assert best["drop"] == trial.evaluation.drop == pytest.approx(baseline["metric"] - best["metric"])
     assert best["drop"] <= 0.05 + 1e-9
+    assert all(record.time_us is not None for record in certificate.kernels)
     assert best["speedup"] == trial.evaluation.speedup.median
     assert best["size_bytes"] == (searched.folder / "best.onnx").stat().st_size == certificate.files["best.onnx"].size
     assert best["compression"] == pytest.approx(baseline["size_bytes"] / best["size_bytes"])

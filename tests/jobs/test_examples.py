@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +114,28 @@ def test_a_secret_comes_from_a_secret() -> None:
     assert storage["valueFrom"]["secretKeyRef"]
 
 
-def test_a_worker_of_each_joins(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once the search is done, a worker finds nothing left and ends."""
+WORKERS: dict[str, tuple[list[str], dict[str, str]]] = {
+    "slurm": (["bash", str(JOBS / "search.slurm")], {"SRUN_TASKS": "1"}),
+    "kubernetes": ([*container()["command"], *container()["args"]], {"JOB_COMPLETION_INDEX": "1"}),
+}
+
+
+def test_workers_wait_for_their_search_and_end_with_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that cannot work end at once, and do not try again."""
     (project / "bin/mixq").write_text(MIXQ.format(python=sys.executable, more=""), encoding="utf-8")
-    search = ["search", "task.py:Exported", "--space", "space.yaml", "--out", "runs/out", "--study", STUDY["STUDY"]]
-    options = ["--storage", STUDY["MIXQ_STORAGE"], "--trials", "1", "--tracking", "none", "--quiet"]
     monkeypatch.chdir(project)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    assert cli.main([*search, *options]) == cli.FOUND
-    command = [*container()["command"], *container()["args"]]
-    assert run(command, project, **STUDY, JOB_COMPLETION_INDEX="1").returncode == 0
-    assert run(["bash", str(JOBS / "search.slurm")], project, **STUDY, SRUN_TASKS="1").returncode == 0
+    search = ["search", "task.py:Exported", "--space", "space.yaml", "--out", "runs/out", "--study", STUDY["STUDY"]]
+    options = ["--storage", STUDY["MIXQ_STORAGE"], "--trials", "1", "--tracking", "none", "--quiet"]
+    wrong = {**STUDY, "TASK": "task.py:Missing"}
+    with ThreadPoolExecutor() as pool:
+        early, unfit = (
+            [pool.submit(run, command, project, **study, **told) for command, told in WORKERS.values()]
+            for study in (STUDY, wrong)
+        )
+        assert cli.main([*search, *options]) == cli.FOUND
+        for worker in early:
+            assert worker.result().returncode == 0, worker.result().stderr
+        for worker in unfit:
+            assert worker.result().returncode == cli.BAD_INPUT, worker.result().stderr
+            assert worker.result().stderr.count("has no class Missing") == 1

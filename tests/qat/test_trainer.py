@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -65,6 +67,20 @@ def test_what_was_trained_is_not_trained_again(graph: Graph) -> None:
     trainer, notes = trainer_of(graph, BATCHES[0], BATCHES), list[str]()
     assert trainer.trained(all_qat(graph, SHORT)) is trainer.trained(all_qat(graph, SHORT), notes.append)
     assert not notes
+
+
+def test_a_long_search_holds_few_trainings(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latest, and the shared start whatever comes after it."""
+    monkeypatch.setattr("mixq.qat.trainer.KEPT", 2)
+    trainer = trainer_of(graph, BATCHES[0], BATCHES)
+    settings = [Training(steps=2, learning_rate=0.1, seed=seed) for seed in range(4)]
+    found = [weakref.ref(trainer.trained(all_qat(graph, each))) for each in settings]
+    gc.collect()
+    assert [each() is not None for each in found] == [False, False, True, True]
+    banked, notes = Training(steps=1, learning_rate=0.1, bank=3), list[str]()
+    for config in [all_qat(graph, banked), *(all_qat(graph, each) for each in settings[:2]), all_qat(graph, banked)]:
+        trainer.trained(config, notes.append)
+    assert sum(note.startswith("shared start") for note in notes) == banked.bank
 
 
 @pytest.mark.usefixtures("everything_takes_long")

@@ -26,6 +26,7 @@ from mixq.searcher.study import (
     WORKER,
     Study,
     open_study,
+    read_trials,
     seen_configs,
     store_trial,
     trials_of,
@@ -183,7 +184,7 @@ def test_what_was_given_up_is_not_told_any_more(tmp_path: Path) -> None:
         if len(search.evaluator.seen) == 1:
             other = opened(tmp_path)
             other.tell(0, state=TrialState.FAIL)
-            assert requeue(other) == 1
+            assert requeue(other, read_trials(other)) == 1
 
     search.evaluator.failing = give_up
     found = search.run(2)

@@ -1,0 +1,144 @@
+"""Workers killed at random moments during one study of the digits: `python -m experiments.jobs.kills`.
+
+A search with two workers, and the same search again in peace. A kill is a SIGKILL of one worker, drawn at random, be it
+that it starts, proposes, evaluates or stores. Kills are spread over the study, at least one trial apart: four deaths
+without a trial between them are what a search takes for a worker that cannot work.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mixq
+from experiments.jobs.saved_digits import FOLDER, save
+from experiments.tables import machine_line, markdown, publish
+from mixq.searcher.study import CONFIG_ID, join_study
+
+TASK, STUDY = "experiments/jobs/saved_digits.py:SavedDigits", "SavedDigits"
+SPACE = """
+precisions: [fp32, bf16, int8]
+rest: [fp32, bf16]
+objectives: [latency, size]
+constraints: {max_drop: 0.005}
+"""
+LONGEST_PAUSE = 1.0  # seconds between the trial after which a kill is due and the kill
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a study. seconds: from the first trial to the last."""
+
+    kills: int
+    finished: int
+    failed: int
+    distinct: int
+    running: int
+    interrupted: int
+    seconds: float
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[FOLDER] = folder
+        save(Path(folder))
+        found = [
+            searched(Path(folder) / f"kills{kills}", arguments.trials, kills, random.Random(arguments.seed))  # noqa: S311
+            for kills in (arguments.kills, 0)
+        ]
+    publish([table(found), machine_line()], arguments.out)
+
+
+def searched(out: Path, trials: int, kills: int, rng: random.Random) -> Outcome:
+    """One study; its results are verified."""
+    out.mkdir()
+    (out / "space.yaml").write_text(SPACE, encoding="utf-8")
+    options = ["--trials", str(trials), "--workers", "2", "--tracking", "none", "--out", str(out), "--quiet", "--json"]
+    command = [sys.executable, "-m", "mixq", "search", TASK, "--space", str(out / "space.yaml"), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:  # noqa: S603
+        times, killed = _killed(process, trials, kills, rng)
+    assert process.returncode == 0, f"mixq search ended with exit code {process.returncode}"
+    assert mixq.verify(out).ok
+    return _outcome(out, killed, times[-1] - times[0])
+
+
+def _killed(process: "subprocess.Popen[str]", trials: int, kills: int, rng: random.Random) -> tuple[list[float], int]:
+    """The times at which trials were told of, and the number of workers killed."""
+    assert process.stdout is not None
+    times: list[float] = []
+    killed = 0
+    for line in process.stdout:
+        if json.loads(line)["event"] != "trial":
+            continue
+        times.append(time.monotonic())
+        if killed < kills * len(times) / (0.9 * trials) and killed < kills:
+            time.sleep(rng.uniform(0, LONGEST_PAUSE))
+            killed += _kill_one(process.pid, rng)
+    return times, killed
+
+
+def _kill_one(leader: int, rng: random.Random) -> int:
+    """How many were there to be killed: one or none."""
+    workers = Path(f"/proc/{leader}/task/{leader}/children").read_text(encoding="ascii").split()
+    if workers:
+        os.kill(int(rng.choice(workers)), signal.SIGKILL)
+    return min(len(workers), 1)
+
+
+def _outcome(out: Path, kills: int, seconds: float) -> Outcome:
+    counts = json.loads((out / "summary.json").read_text(encoding="utf-8"))["trials"]
+    trials = join_study(f"sqlite:///{out / 'study.db'}", STUDY).trials
+    states = Counter(trial.state.name for trial in trials)
+    told = [t.user_attrs[CONFIG_ID] for t in trials if t.state.name != "FAIL" and CONFIG_ID in t.user_attrs]
+    assert len(told) == len(set(told)), "a configuration was counted twice"
+    return Outcome(
+        kills, sum(counts.values()), counts["failed"], len(set(told)), states["RUNNING"], states["FAIL"], seconds
+    )
+
+
+def table(found: Sequence[Outcome]) -> str:
+    """A row a study."""
+    head = [
+        "kills",
+        "trials finished",
+        "distinct configurations",
+        "failed",
+        "left running",
+        "cut off, tried again",
+        "s",
+    ]
+    rows = [
+        [
+            str(each.kills),
+            str(each.finished),
+            str(each.distinct),
+            str(each.failed),
+            str(each.running),
+            str(each.interrupted - each.failed),
+            f"{each.seconds:.0f}",
+        ]
+        for each in found
+    ]
+    killed, peaceful = found
+    lost = (killed.seconds - peaceful.seconds) / max(killed.kills, 1)
+    return f"{markdown(head, rows)}\n\nWall time lost: {killed.seconds - peaceful.seconds:.0f} s, {lost:.1f} s a kill."
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
