@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import time
+from collections.abc import Callable, Container, Mapping
 
 from mixq.config import LayerScheme, Precision, all_schemes
+from mixq.errors import MixqError
 from mixq.evaluator import Evaluator
 from mixq.job import SearchJob
 from mixq.launch import analyze_with_bar
@@ -13,6 +15,7 @@ from mixq.searcher.choices import Choices
 from mixq.searcher.cost import take_profiles
 from mixq.searcher.guidance import sampler_of
 from mixq.searcher.run import enqueue
+from mixq.searcher.stop import Ending
 from mixq.searcher.study import load_profiles, load_sensitivity, store_profiles, store_sensitivity
 from mixq.searcher.warmstart import ANALYZED, analyzed_starts
 from mixq.sensitivity import Sensitivity, pairs
@@ -21,12 +24,51 @@ INT8 = LayerScheme(precision=Precision.INT8)
 ANALYSIS_ROWS = 200  # search rows that a search's own analysis looks at, for INT8: it steers, it does not decide
 ANALYSIS_MACS = 1e12  # a quarter of a minute on two cores
 FEWEST_ROWS = 50
+PACED = 5  # layers after which it can be told how long all of them take
+DOUBT = 1.25  # how much longer that may seem than it is
+
+Check = Callable[[int, int], None]
+"""Told after how many layers of how many; raises CutShortError where the analysis is to end."""
 
 
-def guide_job(job: SearchJob, progress: Progress) -> None:
+class CutShortError(MixqError):
+    """An analysis was ended before it was done."""
+
+
+class Patience:
+    """Ends an analysis when a stop is requested, the time is up, or what is left of it cannot be done in time.
+
+    deadline: a time of time.monotonic().
+    """
+
+    def __init__(self, stop: Ending, deadline: float | None) -> None:
+        self._stop, self._deadline = stop, deadline
+        self._began: float | None = None
+
+    def check(self, done: int, total: int) -> None:
+        """After `done` of `total` layers. Raises CutShortError, which says why."""
+        now = time.monotonic()
+        self._began = self._began or now
+        if self._stop.requested:
+            raise CutShortError("stopped before the layers were analyzed")
+        if self._deadline is None:
+            return
+        if now >= self._deadline:
+            raise CutShortError("the time is up before the layers were analyzed")
+        left = _seconds_left(now - self._began, done, total) if done >= PACED else 0.0
+        if now + left / DOUBT > self._deadline:
+            raise CutShortError(f"the layers' analysis would take {left:.0f} s more, longer than --timeout leaves")
+
+
+def _seconds_left(spent: float, done: int, total: int) -> float:
+    """The deeper a layer lies, the less of the network is run for it, on average down to nothing."""
+    return spent * (total / 2 / (done - done**2 / (2 * total)) - 1)
+
+
+def guide_job(job: SearchJob, progress: Progress, check: Check | None = None) -> None:
     """Analyze, unless the study knows already; from then on its sampler is the space's, and what comes first queued."""
     with job.evaluator.turns.working():
-        job.sensitivity = _analyzed(job, progress)
+        job.sensitivity = _analyzed(job, progress, check)
         _take_profiles(job)
     seed = job.seed + len(job.study.trials)
     job.study.sampler = sampler_of(job.study, job.choices, job.evaluator.graph, job.space, seed)
@@ -34,25 +76,27 @@ def guide_job(job: SearchJob, progress: Progress) -> None:
     enqueue(job.study, ANALYZED, analyzed_starts(job.choices, job.sensitivity, recipes_first=not passed))
 
 
-def _analyzed(job: SearchJob, progress: Progress) -> Sensitivity:
+def _analyzed(job: SearchJob, progress: Progress, check: Check | None) -> Sensitivity:
     """What the study has stored, else analyzed now."""
     known = load_sensitivity(job.study)
     if known is not None:
         return known
+    if check is not None:
+        check(0, 1)
     with job.watch.measuring("analysis"):
-        found = _analyze(job.evaluator, job.choices, progress)
+        found = _analyze(job.evaluator, job.choices, progress, check)
     store_sensitivity(job.study, found)
     return found
 
 
-def _analyze(evaluator: Evaluator, choices: Choices, progress: Progress) -> Sensitivity:
+def _analyze(evaluator: Evaluator, choices: Choices, progress: Progress, check: Check | None) -> Sensitivity:
     """Of every kind of INT8 that there is to choose, in each layer those that it may have; by the first recipe."""
     recipe = next(iter(choices.recipes.values()))
     offered = {layer: {s.untrained for s in unit.schemes} for unit in choices.units for layer in unit.layers}
     int8 = [s for s in all_schemes() if s.precision is Precision.INT8 and any(s in o for o in offered.values())]
     if not int8:
-        return analyze_with_bar(evaluator, [INT8], ANALYSIS_ROWS, progress, recipe=recipe)
-    return analyze_with_bar(evaluator, int8, _rows(evaluator, int8, offered), progress, offered, recipe)
+        return analyze_with_bar(evaluator, [INT8], ANALYSIS_ROWS, progress, recipe=recipe, check=check)
+    return analyze_with_bar(evaluator, int8, _rows(evaluator, int8, offered), progress, offered, recipe, check)
 
 
 def _rows(evaluator: Evaluator, schemes: list[LayerScheme], offered: Mapping[str, Container[LayerScheme]]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +81,12 @@ def analyze_with_bar(
     progress: Progress,
     offered: Mapping[str, Container[LayerScheme]] | None = None,
     recipe: tuple[RecipeStep, ...] = (),
+    check: Callable[[int, int], None] | None = None,
 ) -> Sensitivity:
-    """`mixq.sensitivity.analyze` for the schemes that the runtime can run somewhere, with a bar."""
+    """`mixq.sensitivity.analyze` for the schemes that the runtime can run somewhere, with a bar.
+
+    check: told before each layer how many are done, of how many; what it raises ends the analysis.
+    """
     runnable = [
         s for s in schemes if any(evaluator.runtime.refusal(s, layer) is None for layer in evaluator.graph.layers)
     ]
@@ -90,7 +94,9 @@ def analyze_with_bar(
         raise InputError(f"{evaluator.runtime.name} can run none of {', '.join(map(str, schemes))}; see mixq devices")
     with progress.bar(len(pairs(evaluator, runnable, offered)), "analyzing") as bar:
 
-        def step(_done: int, _total: int, note: str) -> None:
+        def step(done: int, total: int, note: str) -> None:
+            if check is not None:
+                check(done, total)
             bar.step(note)
 
         return analyze_layers(evaluator, runnable, recipe, rows, step, offered)

@@ -9,7 +9,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from mixq.analysis import guide_job
+from mixq.analysis import CutShortError, Patience, guide_job
 from mixq.crew import Crew
 from mixq.events import trial_values
 from mixq.job import SearchJob
@@ -34,7 +34,7 @@ def run_job(job: SearchJob, stop: Stop, progress: Progress, crew: Crew | None = 
     with Heart() as heart, crew or nullcontext():
         heart.beat_by(leader_beat(job.study, job.budget))
         lead.evaluate("starting", stop, queued_only=True)
-        guided = not stop.requested and _is_guided(job, progress)
+        guided = not stop.requested and _is_guided(job, progress, stop)
         if crew is not None:
             if guided:
                 lead.evaluate("searching", Relieved(stop, crew))
@@ -135,11 +135,12 @@ class Pace:
         self._next = time.monotonic() + self._wait
 
 
-def _is_guided(job: SearchJob, progress: Progress) -> bool:
-    if job.sensitivity is None and job.budget.timed_out:
-        progress.warn("the time is up before the layers were analyzed; only uniform configurations were tried")
+def _is_guided(job: SearchJob, progress: Progress, stop: Stop) -> bool:
+    try:
+        guide_job(job, progress, Patience(stop, job.budget.deadline).check)
+    except CutShortError as error:
+        progress.warn(f"{error}; only uniform configurations were tried")
         return False
-    guide_job(job, progress)
     return True
 
 
