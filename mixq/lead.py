@@ -79,6 +79,7 @@ class Lead:
                 job.watch,
                 queued_only=queued_only,
                 turn=job.turn,
+                beside=job.history,
                 keep=lambda candidate: job.contenders.keep(candidate.config.id, candidate.model),
             )
 

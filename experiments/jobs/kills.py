@@ -7,6 +7,7 @@ without a trial between them are what a search takes for a worker that cannot wo
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import mixq
 from experiments.jobs.saved_digits import FOLDER, save
@@ -31,6 +33,7 @@ rest: [fp32, bf16]
 objectives: [latency, size]
 constraints: {max_drop: 0.005}
 """
+SPREAD = 0.9  # of the study, over which the kills are spread
 LONGEST_PAUSE = 1.0  # seconds between the trial after which a kill is due and the kill
 
 
@@ -71,26 +74,35 @@ def searched(out: Path, trials: int, kills: int, rng: random.Random) -> Outcome:
     (out / "space.yaml").write_text(SPACE, encoding="utf-8")
     options = ["--trials", str(trials), "--workers", "2", "--tracking", "none", "--out", str(out), "--quiet", "--json"]
     command = [sys.executable, "-m", "mixq", "search", TASK, "--space", str(out / "space.yaml"), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:  # noqa: S603
-        times, killed = _killed(process, trials, kills, rng)
-    assert process.returncode == 0, f"mixq search ended with exit code {process.returncode}"
+    log = out.with_suffix(".log")
+    with log.open("w") as told, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True) as process:  # noqa: S603
+        times = list[float]()
+        reader = Thread(target=_read, args=(process, times))
+        reader.start()
+        killed = sum(_killed(process, times, math.ceil(SPREAD * trials * n / kills), rng) for n in range(1, kills + 1))
+        reader.join()
+    said = log.read_text(encoding="utf-8")
+    assert process.returncode == 0, said
+    assert "not replaced any more" not in said, said
     assert mixq.verify(out).ok
     return _outcome(out, killed, times[-1] - times[0])
 
 
-def _killed(process: "subprocess.Popen[str]", trials: int, kills: int, rng: random.Random) -> tuple[list[float], int]:
-    """The times at which trials were told of, and the number of workers killed."""
+def _read(process: "subprocess.Popen[str]", times: list[float]) -> None:
+    """The times at which trials are told of."""
     assert process.stdout is not None
-    times: list[float] = []
-    killed = 0
     for line in process.stdout:
-        if json.loads(line)["event"] != "trial":
-            continue
-        times.append(time.monotonic())
-        if killed < kills * len(times) / (0.9 * trials) and killed < kills:
-            time.sleep(rng.uniform(0, LONGEST_PAUSE))
-            killed += _kill_one(process.pid, rng)
-    return times, killed
+        if json.loads(line)["event"] == "trial":
+            times.append(time.monotonic())  # noqa: PERF401 - as they come
+
+
+def _killed(process: "subprocess.Popen[str]", times: Sequence[float], due: int, rng: random.Random) -> int:
+    """Kill a worker after `due` trials, and one at least since the last kill; how many there were to be killed."""
+    wanted = max(due, len(times) + 1)
+    while len(times) < wanted and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, LONGEST_PAUSE))
+    return _kill_one(process.pid, rng) if process.poll() is None else 0
 
 
 def _kill_one(leader: int, rng: random.Random) -> int:

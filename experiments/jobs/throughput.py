@@ -67,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _prepare(start: Path) -> int:
     """A search that has analyzed its layers and tried what comes first; how many trials it has."""
+    start.mkdir()
     _search(start, 1, 1, machine.affinity(), f"sqlite:///{start}/study.db", STUDY)
     return _search(start, 24, 1, machine.affinity(), f"sqlite:///{start}/study.db", STUDY)
 

@@ -110,13 +110,15 @@ def run(
     queued_only: bool = False,
     turn: Turn = nullcontext,
     keep: Keep | None = None,
+    beside: History | None = None,
 ) -> None:
     """Evaluate configurations until the budget is spent, a stop is requested, or the space is used up.
 
     `watch` measures what is spent on proposing them and on keeping the study. queued_only: until the queue is empty.
     turn: among the processes that propose. keep: is given what may become the best, before others learn of it.
+    beside: what this process holds of the study already.
     """
-    watch, history, repeats = watch or Stopwatch(), History(study), 0
+    watch, history, repeats = watch or Stopwatch(), History(study, beside), 0
 
     def proposed() -> tuple[optuna.Trial, MixedPrecisionConfig | None] | None:
         with turn():
