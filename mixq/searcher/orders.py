@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from mixq.errors import InputError
@@ -12,7 +12,7 @@ from mixq.process import ProcessId
 from mixq.searcher.interrupted import GRACE_SECONDS, Beat, Signs
 from mixq.searcher.run import Budget
 from mixq.searcher.stop import Ending
-from mixq.searcher.storage import Turn, patiently
+from mixq.searcher.storage import StorageAwayError, Turn, patiently
 from mixq.searcher.study import NoStudyError, Study, join_study, seen_configs
 
 WAIT_SECONDS = 2.0  # between two looks for a study
@@ -89,7 +89,7 @@ def await_study(storage: str, name: str, stop: Ending, longest_s: float = 0.0) -
             study = join_study(storage, name)
             load_settings(study)
             orders = load_orders(study)
-        except NoStudyError:
+        except (NoStudyError, StorageAwayError):
             if is_late:
                 raise
         else:
@@ -121,7 +121,9 @@ def load_orders(study: Study) -> Orders:
 
 def _known_orders(study: Study) -> Orders | None:
     found: dict[str, Any] | None = study.user_attrs.get(ORDERS)
-    return None if found is None else Orders(**{**found, "leader": ProcessId(**found["leader"])})
+    if found is None or found.keys() != {field.name for field in fields(Orders)}:
+        return None  # none, or those of another version, which leads no more
+    return Orders(**{**found, "leader": ProcessId(**found["leader"])})
 
 
 def load_budget(study: Study) -> Budget:

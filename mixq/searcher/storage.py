@@ -35,8 +35,13 @@ Result = TypeVar("Result")
 Turn = Callable[[], AbstractContextManager[None]]
 
 
+class StorageAwayError(InputError):
+    """The storage's database does not answer; it may be on its way up."""
+
+
 def open_storage(url: str) -> optuna.storages.BaseStorage:
-    """Raises InputError, the URL in it without its password, where there is no such storage."""
+    """Raises InputError, the URL in it without its password, where there is no such storage: StorageAwayError where its
+    database does not answer."""
     try:
         with _alone(url):
             return _opened(url)
@@ -46,7 +51,8 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
 
 def refused(url: str, error: Exception) -> InputError:
     """What to say where a storage cannot be opened."""
-    return InputError(
+    kind = StorageAwayError if isinstance(error, OperationalError | InterfaceError) else InputError
+    return kind(
         f"the study storage {redacted(url)} cannot be opened: {without_secrets(first_line(error), url)}; "
         f"give a URL of Optuna's, e.g. sqlite:////folder/that/exists/study.db{_driver_hint(url, error)}"
     )
