@@ -23,7 +23,7 @@ from mixq.evaluator import Evaluator
 from mixq.runtimes import get_runtime
 from mixq.task import Inputs
 
-TRAINING = Training(steps=900, learning_rate=0.1)
+TRAINING = Training(steps=850, learning_rate=0.1)
 BATCH = 25
 COPIES = 1
 
@@ -41,7 +41,7 @@ RECIPES: dict[str, Recipe] = {
     "calibrate, adaround": (RecipeStep(name="calibrate"), ADAROUND),
     "calibrate (best), adaround": (RecipeStep(name="calibrate", params={"activations": "best"}), ADAROUND),
 }
-TRAINED_FROM = "calibrate, bias_correction"
+TRAINED_FROM = "calibrate, adaround"
 
 
 class EtinyNetViews(EtinyNet):

@@ -28,6 +28,7 @@ from mixq.ptq import Prepared, Quantizer, parameters
 from mixq.qat.bank import sampled_skips
 from mixq.qat.course import Course, State, Trained, steady_steps
 from mixq.qat.group import Group
+from mixq.qat.latent import with_latent_weights
 from mixq.qat.learned import learned, merged
 from mixq.qat.loss import Lessons
 from mixq.qat.memory import reused
@@ -78,7 +79,8 @@ class Trainer:
 
     def start(self, config: MixedPrecisionConfig, progress: Progress | None = None) -> Prepared:
         """What the training of `config` starts from: PTQ layers as its recipe leaves them, QAT layers of the bank."""
-        untrained, settings = self._quantizer.prepared(config.recipe, progress), _settings(config)
+        settings = _settings(config)
+        untrained = with_latent_weights(self._quantizer.prepared(config.recipe, progress), config.qat_layers)
         if not settings.bank:
             return untrained
         bank = self._bank(config, progress)
@@ -162,7 +164,8 @@ class Trainer:
 
         def train() -> Trained:
             began = time.perf_counter()
-            course, back = self.course(whole, self._quantizer.prepared(config.recipe), wanted, skips=True)
+            start = with_latent_weights(self._quantizer.prepared(config.recipe), self._trainable)
+            course, back = self.course(whole, start, wanted, skips=True)
             self._advance(course, wanted, wanted.steps, progress, BANK)
             return Trained(back(), tuple(course.state.losses), time.perf_counter() - began)
 
