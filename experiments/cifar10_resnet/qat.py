@@ -54,17 +54,20 @@ def main() -> None:
     parser.add_argument("--max-drop", type=float, default=0.01, help="of the searches")
     parser.add_argument("--seconds", type=float, default=60, help="of each search")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--searches-only", action="store_true", help="without the table of drops")
+    parser.add_argument("--only", choices=["drops", "searches"], help="one of the two tables")
     arguments = parser.parse_args()
-    drops = "" if arguments.searches_only else drop_table()
-    searches = search_table(arguments.max_drop, arguments.seconds, arguments.seeds)
-    said = (
-        "All layers INT8, weights with one scale a tensor unless it says otherwise. KL and squared error on the search "
-        f"split. {SHORT.steps} steps of 128 images; seconds with everything that they need."
-    )
-    asked = f"Searches of {arguments.seconds:.0f} s, 1 thread, within a drop of {100 * arguments.max_drop:g} points."
-    sections = [machine_line(), said, drops, asked, searches]
-    publish(sections[:1] + sections[3:] if arguments.searches_only else sections, arguments.out)
+    sections = [machine_line()]
+    if arguments.only != "searches":
+        said = (
+            "All layers INT8, weights with one scale a tensor unless it says otherwise. KL and squared error on the "
+            f"search split. {SHORT.steps} steps of 128 images; seconds with everything that they need."
+        )
+        sections += [said, drop_table()]
+    if arguments.only != "drops":
+        most = 100 * arguments.max_drop
+        asked = f"Searches of {arguments.seconds:.0f} s, 1 thread, within a drop of {most:g} points."
+        sections += [asked, search_table(arguments.max_drop, arguments.seconds, arguments.seeds)]
+    publish(sections, arguments.out)
 
 
 def drop_table() -> str:
@@ -80,6 +83,9 @@ def drop_table() -> str:
     for training in (SHORT, LONG, BANKED):
         bank = f" after {training.bank} shared ones" if training.bank else ""
         rows.append(_row(evaluator, f"QAT: {training.steps} steps{bank}", _config(evaluator, QUICK, training, layers)))
+    for training in (SHORT, LONG):
+        name = f"QAT: {training.steps} steps, from adaround"
+        rows.append(_row(evaluator, name, _config(evaluator, (BEST, ADAROUND), training, layers)))
     head = ("way to INT8", "drop, search [95 %]", "drop, holdout [95 %]", "KL", "squared error", "seconds")
     return markdown(head, rows)
 
