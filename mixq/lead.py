@@ -38,6 +38,8 @@ def run_job(job: SearchJob, stop: Stop, progress: Progress, crew: Crew | None = 
         if crew is not None:
             if guided:
                 lead.evaluate("searching", Relieved(stop, crew))
+            else:
+                patiently(lambda: call_off(job.study))  # nothing more will be proposed
             lead.follow(crew)
         if guided:
             lead.evaluate("searching", stop)  # after a crew: what it left
