@@ -43,12 +43,13 @@ class Patience:
 
     def __init__(self, stop: Ending, deadline: float | None) -> None:
         self._stop, self._deadline = stop, deadline
-        self._began: float | None = None
+        self._began = 0.0
 
     def check(self, done: int, total: int) -> None:
         """After `done` of `total` layers. Raises CutShortError, which says why."""
         now = time.monotonic()
-        self._began = self._began or now
+        if done == 0:  # what prepares the analysis says nothing of its pace
+            self._began = now
         if self._stop.requested:
             raise CutShortError("stopped before the layers were analyzed")
         if self._deadline is None:

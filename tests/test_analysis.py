@@ -50,6 +50,15 @@ def test_what_cannot_be_done_in_time_is_not_gone_on_with(deadline: float, share:
         assert found <= PACED
 
 
+def test_the_time_that_preparing_takes_is_not_counted_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1.0]
+    one = patience(monkeypatch, 100, clock)
+    one.check(0, 1)
+    for done in range(40):
+        clock[0] = 50 + done
+        one.check(done, 40)
+
+
 def test_without_a_deadline_it_goes_on() -> None:
     one = Patience(Signal(), None)
     for done in range(1000):

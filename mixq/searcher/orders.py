@@ -16,7 +16,7 @@ from mixq.searcher.storage import StorageAwayError, Turn, patiently
 from mixq.searcher.study import NoStudyError, Study, join_study, seen_configs
 
 WAIT_SECONDS = 2.0  # between two looks for a study
-SETTINGS, ORDERS, LEADER_BEAT = "mixq:settings", "mixq:orders", "mixq:leader_beat"
+SETTINGS, ORDERS, LEADER_BEAT = "mixq:settings", "mixq:orders", "mixq:leader_sign"
 
 
 @dataclass(frozen=True)
