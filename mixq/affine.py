@@ -22,6 +22,12 @@ S8 = (-128, 127)
 MIDDLE = 128  # U8 less this is S8
 S32 = (-(2**31), 2**31 - 1)
 
+# Where two products of a U8 and an S8 code are added in 16 bits, what the two weights' codes may add up to, so that
+# nothing saturates; and what the weights may in units of their scale, if each is rounded to the nearest code or to
+# either neighbour: the sum of two codes is whole.
+MOST_OF_PAIR = (2**15 - 1) // U8[1]
+NEAREST, EITHER = MOST_OF_PAIR - 0.01, MOST_OF_PAIR - 1.0
+
 # A range narrower than this cannot be told from a constant. The product of two scales, the unit of a bias, has to be a
 # normal float32 too.
 SMALLEST_SCALE = 2.0**-60
@@ -77,6 +83,11 @@ def symmetric(magnitude: Array, axis: int | None) -> QParams:
 def with_room_for_bias(magnitude: Array, bias: Array, data_scale: Array | float) -> Array:
     """`magnitude`, widened where the bias, in units of data scale × weight scale, would not fit 31 bits."""
     return np.maximum(magnitude, np.abs(bias) * S8[1] / (float(data_scale) * 2.0**30))
+
+
+def with_room_for_pairs(magnitude: Array, pair_sums: Array, most: float) -> Array:
+    """`magnitude`, widened where the largest sum of a pair of weights, one a channel, is above `most` in codes."""
+    return np.maximum(magnitude, pair_sums * S8[1] / most)
 
 
 def along(value: Any, axis: int | None, ndim: int) -> Any:

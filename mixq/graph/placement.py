@@ -48,6 +48,8 @@ class Placement:
     pair_after_transparent: whether a pair is repeated behind each transparent op.
     no_zero_point: layers whose integer kernel takes no zero point: what they read is s8 where it has negative values.
     forms: of INT8 layers that have no pair on their input.
+    sums_saturate: whether this CPU's integer kernels add the products of two neighbouring inputs in 16 bits, which the
+    largest codes do not fit (`mixq/ptq/neighbours.py`).
     rewritten: ops of `transparent` and `integer` that the runtime finds no integer kernel for by itself; they are
     written in a form that it has one for (`rewrite.py`).
     """
@@ -66,3 +68,4 @@ class Placement:
     no_zero_point: frozenset[str] = frozenset()
     rewritten: frozenset[str] = frozenset()
     forms: Forms = Forms()  # frozen
+    sums_saturate: bool = False

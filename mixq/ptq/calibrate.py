@@ -1,4 +1,7 @@
-"""Recipe step "calibrate": ranges of activations from observers, of weights from their magnitudes."""
+"""Recipe step "calibrate": ranges of activations from observers, of weights from their magnitudes.
+
+Where this CPU's kernels add neighbouring products in 16 bits, scales of weights are widened until all sums fit.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from mixq import affine
 from mixq.calibration import OBSERVERS
 from mixq.errors import InputError
 from mixq.graph.model import Layer
+from mixq.ptq.neighbours import with_room
 from mixq.ptq.observer_choice import BEST, best_ranges, observed_ranges
 from mixq.ptq.state import Material, Prepared
 from mixq.task import Array
@@ -41,15 +45,17 @@ class Calibrate:
         else:
             ranges = observed_ranges(prepared, self.activations)
         weighted = [layer for layer in prepared.graph.layers if layer.weight is not None]
-        magnitudes = {layer.name: self._magnitude(prepared, layer) for layer in weighted}
+        magnitudes = {layer.name: self._magnitude(prepared, layer, material) for layer in weighted}
         return replace(prepared, ranges=ranges, magnitudes=magnitudes)
 
-    def _magnitude(self, prepared: Prepared, layer: Layer) -> Array:
-        weight = prepared.weight(layer.name)
-        if self.granularity == "tensor":
-            return np.asarray(WEIGHT_SCALES[self.weights](weight.reshape(1, -1).astype(np.float64))[0])
+    def _magnitude(self, prepared: Prepared, layer: Layer, material: Material) -> Array:
+        weight = prepared.weight(layer.name).astype(np.float64)
         channels = np.moveaxis(weight, layer.channel_axis, 0).reshape(weight.shape[layer.channel_axis], -1)
-        return WEIGHT_SCALES[self.weights](channels.astype(np.float64))
+        if self.granularity == "tensor":
+            found = np.asarray(WEIGHT_SCALES[self.weights](channels.reshape(1, -1))[0])
+        else:
+            found = WEIGHT_SCALES[self.weights](channels)
+        return with_room(found, weight, layer, affine.EITHER) if material.placement.sums_saturate else found
 
 
 MOST_VALUES = 2**13

@@ -34,6 +34,13 @@ SCALE_LIMIT = 8.0  # a learned scale stays within this factor of where it starte
 Skips = Callable[[int], Collection[str]]
 """By step, the names of the twin's pairs that let their input pass."""
 
+Floors = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
+"""Of the parameters, by name how small a scale may be, of its shape."""
+
+
+def _no_floors(_: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    return {}
+
 
 @dataclass
 class State:
@@ -61,7 +68,7 @@ class Course:
     units: by parameter, how far the learning rate 1 moves its numbers in a step where nothing is left of the outputs.
     The noise that steps make in the outputs grows with their square, so they are in proportion to the root of the error
     that there is to mend: one learning rate suits networks that lose little and such that lose all. scales: the
-    parameters that are quantization scales.
+    parameters that are quantization scales; floors: of all parameters, how small some of them may be.
     """
 
     def __init__(
@@ -71,11 +78,12 @@ class Course:
         settings: Training,
         units: Mapping[str, float],
         scales: Collection[str] = (),
+        floors: Floors = _no_floors,
         skips: Skips | None = None,
         group: Group = ALONE,
     ) -> None:
         self._twin, self._lessons, self._settings, self._group = twin.to(group.device), lessons, settings, group
-        self._skips = skips or (lambda _step: ())
+        self._skips, self._floors = skips or (lambda _step: ()), floors
         self._losses: list[float] = []
         self.step = 0
         parameters = twin.trainable_parameters()
@@ -138,6 +146,8 @@ class Course:
         with torch.no_grad():
             for name, start in self._bounds.items():
                 parameters[name].clamp_(start / SCALE_LIMIT, start * SCALE_LIMIT)
+            for name, least in self._floors(parameters).items():
+                parameters[name].clamp_(min=least)
 
     def _refuse_rise(self) -> None:
         if self.step % WINDOW:

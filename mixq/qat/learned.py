@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from mixq.affine import S8, U8
-from mixq.graph.model import Graph
+from mixq.affine import NEAREST, S8, U8
+from mixq.graph.model import Graph, Layer
 from mixq.graph.plan import Plan
 from mixq.graph.quantize import Parameters, own_name, scale_name, weight_name
 from mixq.ptq import Prepared
+from mixq.ptq.neighbours import pair_sums, with_room
 from mixq.task import Array
 
 SCALE_RATE = 3.0
@@ -24,13 +26,15 @@ class Learned:
     """By name of the lowered graph's initializer, what it is.
 
     values: (layer, input index) of weights and biases; weight_scales: the layer; data_scales: the tensors of a group,
-    which share one scale, that of the first; the names of the others are in `tied`.
+    which share one scale, that of the first; the names of the others are in `tied`. neighbours: the layers of the
+    weights, where the sums of pairs of them have to fit 16 bits.
     """
 
     values: Mapping[str, tuple[str, int]]
     weight_scales: Mapping[str, str]
     data_scales: Mapping[str, tuple[str, ...]]
     tied: Mapping[str, str]
+    neighbours: Mapping[str, Layer]
 
     @property
     def names(self) -> list[str]:
@@ -58,6 +62,15 @@ class Learned:
             found[name] = SCALE_RATE * middle * _size(parameters.activations[group[0]].scale)
         return found
 
+    def least_scales(self, values: Mapping[str, Any], xp: Any) -> dict[str, Any]:
+        """By name, the least that the scale of a weight may be with the numbers `values`, arrays of `xp`."""
+        found = {}
+        for name, layer in self.weight_scales.items():
+            if layer in self.neighbours:
+                sums = pair_sums(values[own_name(layer, 1)], self.neighbours[layer], xp) / NEAREST
+                found[name] = sums if values[name].ndim else sums.max()
+        return found
+
     def moved(self, prepared: Prepared, parameters: Parameters, found: Mapping[str, Array]) -> Prepared:
         """`prepared` with what was learned, `found`; zero points stay those of `parameters`."""
         ranges = {
@@ -67,10 +80,13 @@ class Learned:
         }
         magnitudes = {layer: found[name].astype(float) * S8[1] for name, layer in self.weight_scales.items()}
         values = {key: found[name] for name, key in self.values.items()}
+        magnitudes = {**prepared.magnitudes, **magnitudes}
+        for name, layer in self.neighbours.items():
+            magnitudes[name] = with_room(magnitudes[name], values[name, 1], layer, NEAREST)
         return replace(
             prepared,
             ranges={**prepared.ranges, **ranges},
-            magnitudes={**prepared.magnitudes, **magnitudes},
+            magnitudes=magnitudes,
             values={**prepared.values, **values},
         )
 
@@ -84,14 +100,16 @@ def learned(graph: Graph, plan: Plan, layers: Collection[str], int8: Collection[
     for name in layers:
         indices = (1,) if graph.by_name[name].bias is None else (1, 2)
         values |= {own_name(name, index): (name, index) for index in indices}
+    neighbours = {name: graph.by_name[name] for name in layers} if plan.placement.sums_saturate else {}
     if not scales:
-        return Learned(values, {}, {}, {})
+        return Learned(values, {}, {}, {}, neighbours)
     groups = _own_groups(plan, layers, int8)
     return Learned(
         values,
         {scale_name(weight_name(name)): name for name in layers},
         {scale_name(group[0]): group for group in groups},
         {scale_name(tensor): scale_name(group[0]) for group in groups for tensor in group[1:]},
+        neighbours,
     )
 
 

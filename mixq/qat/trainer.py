@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -141,7 +142,8 @@ class Trainer:
         self._group.open(lambda: serialize(model), what.names, what.tied)
         scales = [*what.weight_scales, *what.data_scales]
         sampled = sampled_skips(twin, plan, int8, settings.seed) if skips else None
-        course = Course(twin, self._lessons, settings, what.units(graph, plan, given), scales, sampled, self._group)
+        units, floors = what.units(graph, plan, given), partial(what.least_scales, xp=torch)
+        course = Course(twin, self._lessons, settings, units, scales, floors, sampled, self._group)
 
         def back() -> Prepared:
             values = twin.parameter_values()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision, Stage
 from mixq.graph.model import Layer
 from mixq.graph.placement import Placement
+from mixq.runtimes.sums import sums_saturate
 from mixq.task import Inputs, Outputs
 
 
@@ -65,7 +66,12 @@ class Runtime(ABC):
     """One inference engine on this machine's CPU."""
 
     name: ClassVar[str]
-    placement: ClassVar[Placement]
+    layout: ClassVar[Placement]
+
+    @property
+    def placement(self) -> Placement:
+        """Where pairs stand for its kernels, and how those add on this CPU."""
+        return replace(self.layout, sums_saturate=sums_saturate(type(self)))
 
     @property
     @abstractmethod

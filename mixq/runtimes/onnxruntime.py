@@ -56,7 +56,7 @@ class OnnxRuntime(Runtime):
     """
 
     name: ClassVar[str] = "onnxruntime"
-    placement: ClassVar[Placement] = Placement(
+    layout: ClassVar[Placement] = Placement(
         transparent=VALUE_PRESERVING | {"DepthToSpace", "Pad"},
         integer=frozenset(
             {

@@ -39,7 +39,7 @@ class OpenVino(Runtime):
     """Its INT8 kernels are picked from the pairs on a layer's inputs; codes travel on through pools and Concat."""
 
     name: ClassVar[str] = "openvino"
-    placement: ClassVar[Placement] = Placement(
+    layout: ClassVar[Placement] = Placement(
         transparent=VALUE_PRESERVING | {"Pad"},
         integer=frozenset({"Add", "GlobalAveragePool"}),
         no_zero_point=frozenset({"ConvTranspose"}),

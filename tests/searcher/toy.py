@@ -39,7 +39,8 @@ class AnyRuntime(Runtime):
     """Runs every scheme but those refused; compiles nothing."""
 
     name: ClassVar[str] = "toy"
-    placement: ClassVar[Placement] = Placement()
+    layout: ClassVar[Placement] = Placement()
+    placement = layout
 
     def __init__(self, refused: Mapping[str, str] | None = None) -> None:
         """`refused`: reasons by scheme."""
