@@ -10,7 +10,7 @@ from typing import ClassVar
 from mixq.config import Activation, LayerScheme, MixedPrecisionConfig, Precision, Stage
 from mixq.graph.model import Layer
 from mixq.graph.placement import Placement
-from mixq.runtimes.sums import sums_saturate
+from mixq.runtimes.probes import sums_saturate
 from mixq.task import Inputs, Outputs
 
 

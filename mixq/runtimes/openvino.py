@@ -21,6 +21,7 @@ from mixq.graph.model import Layer
 from mixq.graph.placement import VALUE_PRESERVING, Forms, Placement
 from mixq.runtimes.base import Audit, Executable, Runtime
 from mixq.runtimes.openvino_audit import read_audit
+from mixq.runtimes.probes import scales_at_run_time
 from mixq.scratch import scratch_folder
 from mixq.task import Inputs, Outputs
 
@@ -70,13 +71,7 @@ class OpenVino(Runtime):
             return "OpenVINO computes products of activations in float: it fuses attention as a whole"
         if activation is Activation.STATIC and layer.op == "ConvTranspose":
             return _float_transposed(layer)
-        if activation is not Activation.DYNAMIC:
-            return None
-        if layer.op not in DYNAMIC_OPS:
-            return f"OpenVINO quantizes at run time what constant matrices multiply, not the input of a {layer.op}"
-        if layer.weight_shape[1 - layer.channel_axis] < GROUP_SIZE:
-            return f"OpenVINO quantizes inputs at run time by {GROUP_SIZE} values, and leaves shorter ones in float"
-        return None
+        return _float_dynamic(layer) if activation is Activation.DYNAMIC else None
 
     def expected(self, scheme: LayerScheme, layer: Layer, config: MixedPrecisionConfig) -> str:
         if scheme.activation is Activation.WEIGHT_ONLY and not layer.looks_up:
@@ -124,6 +119,17 @@ def _float_transposed(layer: Layer) -> str | None:
     return None
 
 
+def _float_dynamic(layer: Layer) -> str | None:
+    """Why the layer's input is not quantized at run time (2026.4); None where it is."""
+    if layer.op not in DYNAMIC_OPS:
+        return f"OpenVINO quantizes at run time what constant matrices multiply, not the input of a {layer.op}"
+    if layer.weight_shape[1 - layer.channel_axis] < GROUP_SIZE:
+        return f"OpenVINO quantizes inputs at run time by {GROUP_SIZE} values, and leaves shorter ones in float"
+    if not scales_at_run_time(OpenVino):
+        return "OpenVINO quantizes inputs at run time only on CPUs that multiply and add bytes at once (VNNI, AMX)"
+    return None
+
+
 def latency_properties(threads: int) -> dict[str, Any]:
     """One stream of float32 unless an option says otherwise."""
     return {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", HINT: "f32"}
@@ -163,7 +169,7 @@ class Compiled(Executable):
     @property
     def _group(self) -> int:
         """How many values share a scale that is found at run time; 0 for none."""
-        return int(self._properties.get(GROUP, 0))
+        return int(self._properties.get(GROUP, 0)) if scales_at_run_time(OpenVino) else 0
 
     def _profiled(self, inputs: Inputs) -> Any:
         compiled = self._compile(inputs, {**self._properties, "PERF_COUNT": True})
