@@ -8,6 +8,7 @@ from importlib.metadata import version
 from mixq import machine
 from mixq.errors import InputError
 from mixq.evaluator import Evaluator
+from mixq.runtimes import Runtime
 from mixq.searcher.space import SearchSpace
 
 CPU = "cpu"
@@ -20,27 +21,27 @@ def identity_of(evaluator: Evaluator, space: SearchSpace) -> dict[str, str]:
         "metric": str(evaluator.primary),
         "search data": evaluator.data.search_fingerprint(),
         "space": hashlib.sha256(space.model_dump_json().encode()).hexdigest()[:16],
-        "runtime": f"{evaluator.runtime.name} {evaluator.runtime.version}",
+        "runtime": _runtime(evaluator.runtime),
         "threads": str(evaluator.threads),
     }
-    return {**found, CPU: cpu()} if space.depends_on_time else found
+    return {**found, CPU: machine.processor()} if space.depends_on_time else found
 
 
-def cpu() -> str:
-    return str(machine.describe()["cpu"])
+def _runtime(runtime: Runtime) -> str:
+    """Its name and version; weights are quantized otherwise where its sums saturate."""
+    return f"{runtime.name} {runtime.version}{', sums of 16 bits' if runtime.placement.sums_saturate else ''}"
 
 
 def check_cpu(study: str, wanted: str | None) -> None:
     """Raises InputError, with the names of both, where this host's CPU is not the one that a study is timed on."""
-    if wanted not in {None, cpu()}:
+    if wanted not in {None, machine.processor()}:
         raise InputError(
-            f"the study {study!r} compares latencies of {wanted}; those of this host, {cpu()}, have no place among "
-            "them: join from a host with that CPU, or search for this one under another --study"
+            f"the study {study!r} compares latencies of {wanted}; those of this host, {machine.processor()}, have no "
+            "place among them: join from a host with that CPU, or search for this one under another --study"
         )
 
 
 def prepared_for(evaluator: Evaluator) -> str:
     """What the results of recipe steps depend on, besides the steps."""
-    runtime = evaluator.runtime
-    parts = (version("mixq"), version("torch"), evaluator.fingerprint, runtime.name, runtime.version, cpu())
-    return " ".join(map(str, parts))
+    runtime = _runtime(evaluator.runtime)
+    return " ".join((version("mixq"), version("torch"), evaluator.fingerprint, runtime, machine.processor()))

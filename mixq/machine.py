@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from typing import cast
 
 from mixq.errors import InputError
 
@@ -46,6 +47,14 @@ def describe() -> dict[str, object]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+def processor() -> str:
+    """The CPU's name, which virtual machines of several generations may share, with its model and instructions."""
+    found = describe()
+    generation = " ".join(map(str, cast(list[str], found["family_model_stepping"]))).strip()
+    instructions = " ".join(cast(list[str], found["instructions"]))
+    return f"{found['cpu']} ({', '.join(part for part in (generation, instructions) if part)})"
 
 
 def _cpu_info() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,11 +89,18 @@ def test_a_worker_joins_a_search_and_leaves_it(faulty: Faulty) -> None:
     faulty.check_complete(wanted)
 
 
-def test_a_host_of_another_cpu_is_refused_by_name(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("other", "shown"),
+    [({"cpu": "Another Processor 9000"}, "Another Processor 9000 "), ({"instructions": ["neon"]}, r".* neon\)")],
+    ids=["of another name", "of one name, another generation"],
+)
+def test_a_host_of_another_cpu_is_refused_by_name(
+    faulty: Faulty, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any], shown: str
+) -> None:
     faulty.search(1)
-    here = {**machine.describe(), "cpu": "Another Processor 9000"}
+    here = {**machine.describe(), **other}
     monkeypatch.setattr(machine, "describe", lambda: here)
-    with pytest.raises(mixq.InputError, match=r"compares latencies of .*; those of this host, Another Processor 9000,"):
+    with pytest.raises(mixq.InputError, match=rf"compares latencies of .*; those of this host, {shown}"):
         mixq.work(faulty.task, faulty.name, faulty.storage, quiet=True)
 
 
