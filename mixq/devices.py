@@ -59,6 +59,8 @@ def _measure(runtime: Runtime, threads: int) -> Iterator[Device]:
         kernel = executable.audit(graph.layers, inputs).kernels[1]
         flops = 2 * sum(layer.macs for layer in graph.layers)
         note = "" if kernel.executed == precision.value else f"runs as {kernel.executed}: no speed, only size"
+        if kernel.executed == "int8" and runtime.placement.sums_saturate:
+            note = "adds in 16 bits: scales of weights leave room for that"
         yield Device(
             runtime.name,
             precision.value,

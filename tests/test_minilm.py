@@ -16,7 +16,8 @@ from experiments.minilm_stsb.task import MiniLM
 from mixq.config import LayerScheme, MixedPrecisionConfig
 from mixq.errors import InputError
 from mixq.evaluator import Evaluator
-from mixq.runtimes import NAMES, get_runtime
+from mixq.graph import Layer
+from mixq.runtimes import NAMES, Runtime, get_runtime
 from mixq.task import Array, Inputs
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -49,14 +50,16 @@ def test_its_layers_are_matrices_products_and_the_table_of_words() -> None:
     assert tables["bert.embeddings.word_embeddings"] == 30522 * 384
 
 
+def first_that_runs(runtime: Runtime, layer: Layer) -> LayerScheme:
+    """INT8 with scales found at run time, if this CPU has that, for matrices; codes for the table; FP32 for products."""
+    wanted = ["int8-weight_only"] if layer.looks_up else ["int8-dynamic", "int8"] if layer.multiplies else ["fp32"]
+    return next(scheme for scheme in map(LayerScheme.parse, wanted) if runtime.refusal(scheme, layer) is None)
+
+
 @pytest.mark.parametrize("runtime", NAMES)
 def test_int8_runs_as_asked_is_small_and_close_at_any_length(runtime: str) -> None:
     evaluator = minilm(runtime)
-    dynamic, codes, fp32 = map(LayerScheme.parse, ("int8-dynamic", "int8-weight_only", "fp32"))
-    schemes = {
-        layer.name: codes if layer.looks_up else dynamic if layer.multiplies else fp32
-        for layer in evaluator.graph.layers
-    }
+    schemes = {layer.name: first_that_runs(evaluator.runtime, layer) for layer in evaluator.graph.layers}
     candidate = evaluator.prepare(MixedPrecisionConfig(model=evaluator.fingerprint, schemes=schemes))
     found = evaluator.evaluate(candidate)
     assert found.silent == ()

@@ -93,7 +93,8 @@ def test_int8_runs_as_int8_and_loses_little(case: Case, runtime: str) -> None:
     assert evaluator.data.split("search").rows == case.rows
     assert evaluation.silent == ()
     assert {kernel.executed for kernel in evaluation.kernels} == {"int8"}
-    assert output_error(case, runtime) < case.most_error[runtime]
+    coarser = 1.25 if evaluator.runtime.placement.sums_saturate else 1.0  # scales leave room for pairs of weights
+    assert output_error(case, runtime) < coarser * case.most_error[runtime]
     assert evaluation.drop < case.most_drop
     assert evaluation.compression > 3
 

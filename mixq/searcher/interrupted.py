@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from types import TracebackType
 
@@ -135,6 +135,17 @@ def fail(study: Study, trial: FrozenTrial) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
     except ValueError:  # it is not running any more
         return
+
+
+@contextmanager
+def given_up(study: Study, trial: FrozenTrial | optuna.Trial) -> Iterator[None]:
+    """What ends the block with an exception, a full disk or Ctrl-C, leaves the trial to be tried again, if it can."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OptunaError, SQLAlchemyError, MixqError, OSError):
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        raise
 
 
 def requeue(study: Study, trials: Frozen) -> int:

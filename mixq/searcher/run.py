@@ -21,7 +21,7 @@ from mixq.evaluation import Candidate, DroppedError, Evaluation, Glimpse
 from mixq.evaluator import Evaluator
 from mixq.searcher.choices import Choices, Params
 from mixq.searcher.history import History
-from mixq.searcher.interrupted import Heart
+from mixq.searcher.interrupted import Heart, given_up
 from mixq.searcher.judge import judge_for
 from mixq.searcher.objective import is_contender, objective_value, violations
 from mixq.searcher.samplers import distributions
@@ -135,14 +135,15 @@ def run(
             if config is None:
                 continue
             heart.beat_for(asked)
-            patiently(history.update)
-            start, origin = time.perf_counter(), asked.user_attrs[ORIGIN]
-            outcome = _outcome(evaluator, config, origin, space, history.trials, progress)
-            with watch.measuring("keep the study"):
-                digest, seconds = _kept(outcome, keep, space, history.trials), time.perf_counter() - start
-                figures: Figures = {MODEL_SHA256: digest, SECONDS: seconds, ELAPSED: budget.elapsed_s}
-                outcome = replace(outcome, figures=figures)
-                told = patiently(partial(_told, study, asked, outcome, space))
+            with given_up(study, asked):
+                patiently(history.update)
+                start, origin = time.perf_counter(), asked.user_attrs[ORIGIN]
+                outcome = _outcome(evaluator, config, origin, space, history.trials, progress)
+                with watch.measuring("keep the study"):
+                    digest, seconds = _kept(outcome, keep, space, history.trials), time.perf_counter() - start
+                    figures: Figures = {MODEL_SHA256: digest, SECONDS: seconds, ELAPSED: budget.elapsed_s}
+                    outcome = replace(outcome, figures=figures)
+                    told = patiently(partial(_told, study, asked, outcome, space))
             heart.beat_for(None)
             if told is not None:
                 on_trial(told)

@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,11 @@ def test_a_study_of_something_else(
         assert study.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone() == (2,)
 
 
+def exported(found: Mapping[str, str]) -> set[str]:
+    """Names, without the models that may still become the best."""
+    return {name for name in found if not name.startswith("contenders/")}
+
+
 @pytest.mark.parametrize("full_at", [1, 3, 9])
 def test_a_full_disk_leaves_what_was_whole(
     full_at: int, files: Path, searched: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -63,7 +69,7 @@ def test_a_full_disk_leaves_what_was_whole(
     told = capfd.readouterr().err
     check(told)
     assert says(told, ["cannot write out/", "No space left on device", "free some space there"])
-    assert contents(Path("out")).keys() == before.keys()
+    assert exported(contents(Path("out"))) == exported(before)
     assert cli.main(["verify", "out"]) == cli.FOUND
     assert cli.main(search(files, trials=4)) == cli.FOUND
     assert sum(json.loads(Path("out/summary.json").read_text(encoding="utf-8"))["trials"].values()) == 4

@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +33,7 @@ def projections() -> Graph:
 
 @cache
 def attention() -> Graph:
+    torch.manual_seed(0)
     return capture(Attention().eval(), ids(3), ort_run, {"ids": (1,)})
 
 
@@ -118,6 +120,9 @@ def test_embeddings_are_looked_up_as_codes(runtime: str) -> None:
 def test_weight_only_stays_float_beside_dynamic_layers_on_openvino() -> None:
     """There, an option of the whole model says that inputs of stored codes are quantized at run time."""
     graph = projections()
+    reason = OPENVINO.refusal(LayerScheme.parse("int8-dynamic"), graph.by_name["query"])
+    if reason is not None:
+        pytest.skip(reason)
     alone = schemes(graph, "fp32", out="int8-weight_only")
     beside = schemes(graph, "fp32", out="int8-weight_only", query="int8-dynamic")
     first, second = (lowered(graph, config, OPENVINO, ROWS) for config in (alone, beside))
