@@ -51,7 +51,7 @@ def test_its_layers_are_matrices_products_and_the_table_of_words() -> None:
 
 
 def first_that_runs(runtime: Runtime, layer: Layer) -> LayerScheme:
-    """INT8 with scales found at run time, if this CPU has that, for matrices; codes for the table; FP32 for products."""
+    """For matrices INT8, dynamic if this CPU has that; codes for the table of words; FP32 for products."""
     wanted = ["int8-weight_only"] if layer.looks_up else ["int8-dynamic", "int8"] if layer.multiplies else ["fp32"]
     return next(scheme for scheme in map(LayerScheme.parse, wanted) if runtime.refusal(scheme, layer) is None)
 
