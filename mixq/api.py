@@ -17,7 +17,7 @@ from mixq.evaluation import Evaluation
 from mixq.events import Events
 from mixq.exporter import export as export_candidate
 from mixq.job import sensitivity_frame
-from mixq.launch import Names, analyze_with_bar, local_storage, open_evaluator, open_job, task_name
+from mixq.launch import Names, analyze_with_bar, open_evaluator, open_job, storage_of, task_name
 from mixq.lead import run_job
 from mixq.progress import Progress
 from mixq.searcher.run import Budget
@@ -137,8 +137,11 @@ def search(
     budget = Budget(trials, began, None if timeout is None else began + timeout)
     with stop_on_signals() as stop:
         job = open_job(evaluator, wanted, folder, names, seed, budget, progress, workers)
-        store = storage or local_storage(folder)
-        crew = None if workers == 1 else Crew(names.task, names.study, store, workers, threads, progress)
+        crew = (
+            None
+            if workers == 1
+            else Crew(names.task, names.study, storage_of(storage, folder), workers, threads, progress)
+        )
         run_job(job, stop, progress, crew)
         summary = job.finish(hurry=stop.requested)
     return SearchResult(summary, job.best(), job.trials, folder)

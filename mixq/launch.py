@@ -23,7 +23,7 @@ from mixq.searcher.interrupted import Watch
 from mixq.searcher.orders import Settings, take_the_lead
 from mixq.searcher.run import Budget, enqueue
 from mixq.searcher.space import SearchSpace
-from mixq.searcher.storage import turn_at, turn_if_any
+from mixq.searcher.storage import sqlite_file, turn_at, turn_if_any
 from mixq.searcher.study import load_sensitivity, open_study
 from mixq.searcher.warmstart import uniform_starts
 from mixq.sensitivity import Sensitivity, pairs
@@ -130,7 +130,7 @@ def open_job(
     for note in choices.notes:
         progress.warn(f"{note}; left out of the search")
     tracker = None if names.tracking is None else _tracker(names.tracking, folder, names)
-    storage = names.storage or local_storage(folder)
+    storage = storage_of(names.storage, folder)
     study = open_study(storage, names.study, len(space.objectives), identity_of(evaluator, space))
     turn = turn_at(storage, names.study) if workers > 1 else turn_if_any(storage, names.study)
     history = History(study)
@@ -157,6 +157,14 @@ def open_job(
     job.sensitivity = load_sensitivity(study)
     job.recall()
     return job
+
+
+def storage_of(url: str | None, folder: Path) -> str:
+    """The URL of the study's storage: by default a SQLite file in `folder`. For one in there, it is made."""
+    path = None if url is None else sqlite_file(url)
+    if path is not None and path.absolute().is_relative_to(folder.absolute()):
+        atomic.make_folder(path.parent)
+    return url or local_storage(folder)
 
 
 def local_storage(folder: Path) -> str:

@@ -45,6 +45,13 @@ def test_a_study_of_something_else(
         assert study.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone() == (2,)
 
 
+def test_a_study_may_lie_in_a_folder_that_is_not_there_yet(files: Path) -> None:
+    own = str(Path("out/studies/own.db").absolute())
+    assert cli.main([*search(files), "--storage", f"sqlite:///{own}"]) == cli.FOUND
+    assert Path(own).exists()
+    assert not Path("out/study.db").exists()
+
+
 def exported(found: Mapping[str, str]) -> set[str]:
     """Names, without the models that may still become the best."""
     return {name for name in found if not name.startswith("contenders/")}
