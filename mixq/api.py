@@ -137,11 +137,8 @@ def search(
     budget = Budget(trials, began, None if timeout is None else began + timeout)
     with stop_on_signals() as stop:
         job = open_job(evaluator, wanted, folder, names, seed, budget, progress, workers)
-        crew = (
-            None
-            if workers == 1
-            else Crew(names.task, names.study, storage_of(storage, folder), workers, threads, progress)
-        )
+        store = storage_of(storage, folder)
+        crew = None if workers == 1 else Crew(names.task, names.study, store, workers, threads, progress)
         run_job(job, stop, progress, crew)
         summary = job.finish(hurry=stop.requested)
     return SearchResult(summary, job.best(), job.trials, folder)
