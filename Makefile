@@ -12,11 +12,11 @@ demo: $(STAMP)  ## the main job: search the digits network, verify and show the 
 	$(BIN)/mixq verify runs/demo
 	@echo "open runs/demo/report.html"
 
-test: $(STAMP) lint  ## lint, types and all tests
-	$(BIN)/pytest
+test: lint quick  ## lint, types and all tests
+	$(BIN)/pytest -m slow
 
-quick: $(STAMP)  ## tests without the slow ones
-	$(BIN)/pytest -m "not slow"
+quick: $(STAMP)  ## tests without the slow ones, in two processes; of the slow ones most start processes themselves
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 faults: $(STAMP)  ## searches killed in every phase, disks, servers, hosts and clocks that fail: minutes; `make test` has some
 	MIXQ_ALL_FAULTS=1 $(BIN)/pytest tests/end_to_end/test_kills.py tests/end_to_end/test_workers.py tests/end_to_end/test_faults_*.py

@@ -13,7 +13,7 @@ from mixq.searcher.interrupted import GRACE_SECONDS, Beat, Signs
 from mixq.searcher.run import Budget
 from mixq.searcher.stop import Ending
 from mixq.searcher.storage import StorageAwayError, Turn, patiently
-from mixq.searcher.study import NoStudyError, Study, join_study, seen_configs
+from mixq.searcher.study import NoStudyError, Study, join_study, read_trials, seen_configs
 
 WAIT_SECONDS = 2.0  # between two looks for a study
 SETTINGS, ORDERS, LEADER_BEAT = "mixq:settings", "mixq:orders", "mixq:leader_sign"
@@ -93,7 +93,7 @@ def await_study(storage: str, name: str, stop: Ending, longest_s: float = 0.0) -
             if is_late:
                 raise
         else:
-            if is_late or not orders.over or len(seen_configs(study)) >= orders.trials:
+            if is_late or not orders.over or len(seen_configs(read_trials(study))) >= orders.trials:
                 return study
         time.sleep(WAIT_SECONDS)
 

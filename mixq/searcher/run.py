@@ -24,7 +24,7 @@ from mixq.searcher.history import History
 from mixq.searcher.interrupted import Heart, given_up
 from mixq.searcher.judge import judge_for
 from mixq.searcher.objective import is_contender, objective_value, violations
-from mixq.searcher.samplers import distributions
+from mixq.searcher.samplers import Distinct, distributions
 from mixq.searcher.space import SearchSpace
 from mixq.searcher.stop import Ending
 from mixq.searcher.storage import Turn, patiently
@@ -35,6 +35,9 @@ from mixq.searcher.study import (
     REASON,
     SECONDS,
     VALUES,
+    Frozen,
+    begin_trial,
+    read_trials,
     seen_configs,
     store_found,
     store_trial,
@@ -46,6 +49,7 @@ from mixq.stopwatch import Stopwatch
 QUEUED = "mixq:queued"
 REPEATS = 5  # proposals in a row that were all evaluated before: the space is used up
 
+Begun = tuple[optuna.Trial, MixedPrecisionConfig]
 OnTrial = Callable[[Trial], object]
 Figures = Mapping[str, float | str]
 Keep = Callable[[Candidate], str]
@@ -120,9 +124,10 @@ def run(
     """
     watch, history, repeats = watch or Stopwatch(), History(study, beside), 0
 
-    def proposed() -> tuple[optuna.Trial, MixedPrecisionConfig | None] | None:
-        with turn():
-            return None if _is_spent(study, budget, queued_only) else _proposed(study, choices, space)
+    def proposed() -> tuple[Frozen, Begun | None] | None:
+        with turn():  # what there is is read once: each reading takes a storage a dozen queries
+            known = read_trials(study)
+            return None if _is_spent(known, budget, queued_only) else (known, _begun(study, known, choices, space))
 
     with Heart() as heart:
         while not stop.requested and not budget.timed_out and repeats < REPEATS:
@@ -130,13 +135,14 @@ def run(
                 found = patiently(proposed)
             if found is None:
                 return
-            asked, config = found
-            repeats = repeats + 1 if config is None else 0
-            if config is None:
+            known, begun = found
+            repeats = repeats + 1 if begun is None else 0
+            if begun is None:
                 continue
+            asked, config = begun
             heart.beat_for(asked)
             with given_up(study, asked):
-                patiently(history.update)
+                history.update(known)
                 start, origin = time.perf_counter(), asked.user_attrs[ORIGIN]
                 outcome = _outcome(evaluator, config, origin, space, history.trials, progress)
                 with watch.measuring("keep the study"):
@@ -164,22 +170,28 @@ class Outcome:
         return {**self.figures, **({REASON: self.reason} if self.reason else {})}
 
 
-def _is_spent(study: optuna.Study, budget: Budget, queued_only: bool) -> bool:
-    if queued_only and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        return True
-    return len(seen_configs(study)) >= budget.trials
+def _is_spent(trials: Frozen, budget: Budget, queued_only: bool) -> bool:
+    return (queued_only and not _waiting(trials)) or len(seen_configs(trials)) >= budget.trials
 
 
-def _proposed(
-    study: optuna.Study, choices: Choices, space: SearchSpace
-) -> tuple[optuna.Trial, MixedPrecisionConfig | None]:
-    """A trial that runs, and its configuration; None where that was seen before, and the trial is over."""
-    seen = seen_configs(study)
-    asked = study.ask(distributions(choices))
+def _waiting(trials: Frozen) -> bool:
+    return any(trial.state is TrialState.WAITING for trial in trials)
+
+
+def _begun(study: optuna.Study, trials: Frozen, choices: Choices, space: SearchSpace) -> Begun | None:
+    """A trial that runs, and its configuration; None where what is proposed was seen before. trials: all there are."""
+    seen, spaces, sampler = seen_configs(trials), distributions(choices), study.sampler
+    params = sampler.propose(trials) if isinstance(sampler, Distinct) and not _waiting(trials) else None
+    if params is not None:
+        config = choices.config(params)
+        if config.id in seen:
+            return None
+        return begin_trial(study, {name: params[name] for name in spaces}, spaces, config, space.sampler), config
+    asked = study.ask(spaces)
     config = choices.config({name: str(value) for name, value in asked.params.items()})
     if config.id in seen:
         study.tell(asked, state=TrialState.PRUNED)
-        return asked, None
+        return None
     store_trial(asked, config, asked.user_attrs.get(ORIGIN, space.sampler))
     return asked, config
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mixq.searcher.choices import Choices, Params
 from mixq.searcher.guided import Guide, Move
-from mixq.searcher.study import VALUES, is_feasible, seen_configs
+from mixq.searcher.study import VALUES, Frozen, is_feasible, seen_configs
 
 TRIES = 20
 PLANNED = 0.5  # of the proposals of `guided`
@@ -51,9 +51,14 @@ class Guided(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        return dict(self.propose(study.get_trials(deepcopy=False)))
+
+    def propose(self, trials: Frozen) -> Params:
+        """By all trials of a study."""
+        told = [trial for trial in trials if trial.state in TOLD]
         if self._rng.random() < self._planned:
-            return self._guide.planner.propose(study.get_trials(deepcopy=False, states=TOLD), self._rng)
-        parents = front(study)
+            return self._guide.planner.propose(told, self._rng)
+        parents = front(told)
         if not parents:
             return random_params(self._choices, self._rng)
         parent = parents[int(self._rng.integers(len(parents)))]
@@ -113,9 +118,18 @@ class Distinct(BaseSampler):
     ) -> dict[str, Any]:
         if "fixed_params" in trial.system_attrs:
             return {}  # it was queued with its parameters; a proposal would be thrown away
-        seen = seen_configs(study)
+        seen = seen_configs(study.get_trials(deepcopy=False))
+        return dict(self._new(seen, lambda: self._propose(study, trial, search_space)))
+
+    def propose(self, trials: Frozen) -> Params | None:
+        """By all trials of a study; None where the inner sampler proposes by way of Optuna only."""
+        inner = self._inner
+        return self._new(seen_configs(trials), lambda: inner.propose(trials)) if isinstance(inner, Guided) else None
+
+    def _new(self, seen: Collection[str], propose: Callable[[], Params]) -> Params:
+        """What `propose` proposes, changed where that was seen."""
         for _ in range(self._tries):
-            params = self._propose(study, trial, search_space)
+            params = propose()
             if self._choices.config(params).id not in seen:
                 return params
         for changes in range(1, 10 * TRIES):
@@ -137,14 +151,13 @@ def distributions(choices: Choices) -> dict[str, BaseDistribution]:
     return {name: optuna.distributions.CategoricalDistribution(v) for name, v in choices.categories().items()}
 
 
-def front(study: Study) -> list[FrozenTrial]:
-    """Feasible trials that no other dominates; and those beyond the constraints by least, to be repaired.
+def front(told: Frozen) -> list[FrozenTrial]:
+    """Of trials that were told: feasible ones that no other dominates, and those beyond the constraints by least.
 
-    Pruned trials are among the latter where it was a constraint that they could not meet.
+    The latter are to be repaired. Pruned trials are among them where it was a constraint that they could not meet.
     """
-    trials = study.get_trials(deepcopy=False, states=TOLD)
-    feasible = [trial for trial in trials if trial.state is TrialState.COMPLETE and is_feasible(trial)]
-    beyond = [trial for trial in trials if _values(trial) and not is_feasible(trial)]
+    feasible = [trial for trial in told if trial.state is TrialState.COMPLETE and is_feasible(trial)]
+    beyond = [trial for trial in told if _values(trial) and not is_feasible(trial)]
     best: list[FrozenTrial] = []
     for trial in sorted(feasible, key=_values):  # what dominates a trial comes before it
         if not any(_dominates(other, trial) for other in best):

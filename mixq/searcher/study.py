@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter
 from sqlalchemy.exc import SQLAlchemyError
@@ -162,10 +163,34 @@ def store_measured_anew(study: Study, found: Evaluation, digest: str) -> None:
 
 
 def store_trial(trial: optuna.Trial, config: MixedPrecisionConfig, origin: str) -> None:
-    trial.set_user_attr(WORKER, ProcessId.own().to_json())
-    trial.set_user_attr(CONFIG, config.to_json(indent=None))
-    trial.set_user_attr(CONFIG_ID, config.id)
-    trial.set_user_attr(ORIGIN, origin)
+    for name, value in _of_a_trial(config, origin).items():
+        trial.set_user_attr(name, value)
+
+
+def begin_trial(
+    study: Study,
+    params: Mapping[str, Any],
+    distributions: Mapping[str, BaseDistribution],
+    config: MixedPrecisionConfig,
+    origin: str,
+) -> optuna.Trial:
+    """A trial that runs: what `study.ask` and `store_trial` leave, in one transaction instead of one a parameter."""
+    made = optuna.trial.create_trial(
+        state=TrialState.RUNNING,
+        params=dict(params),
+        distributions=dict(distributions),
+        user_attrs=_of_a_trial(config, origin),
+    )
+    return optuna.Trial(study, study._storage.create_new_trial(study._study_id, made))  # add_trial does not say which
+
+
+def _of_a_trial(config: MixedPrecisionConfig, origin: str) -> dict[str, str]:
+    return {
+        WORKER: ProcessId.own().to_json(),
+        CONFIG: config.to_json(indent=None),
+        CONFIG_ID: config.id,
+        ORIGIN: origin,
+    }
 
 
 def store_found(trial: optuna.Trial, found: Evaluation | Glimpse) -> None:
@@ -214,10 +239,10 @@ def to_retry(trial: FrozenTrial) -> bool:
     )
 
 
-def seen_configs(study: Study) -> set[str]:
-    """Ids of all configurations that were evaluated, pruned or failed, or are being evaluated."""
-    trials = counted(study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING)))
-    return {trial.user_attrs[CONFIG_ID] for trial in trials if CONFIG_ID in trial.user_attrs}
+def seen_configs(trials: Frozen) -> set[str]:
+    """Ids of all configurations among `trials` that were evaluated, pruned or failed, or are being evaluated."""
+    begun = counted(trial for trial in trials if trial.state is not TrialState.WAITING)
+    return {trial.user_attrs[CONFIG_ID] for trial in begun if CONFIG_ID in trial.user_attrs}
 
 
 def trial_of(frozen: FrozenTrial) -> Trial:

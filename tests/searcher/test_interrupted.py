@@ -78,11 +78,11 @@ def states(study: Study) -> list[TrialState]:
 def test_a_trial_of_a_process_that_is_gone_is_tried_again(tmp_path: Path, gone: ProcessId) -> None:
     study = opened(tmp_path)
     begun(study, gone)
-    assert seen_configs(study) == {uniform("int8").id}
+    assert seen_configs(study.trials) == {uniform("int8").id}
     assert Watch(opened(tmp_path)).clear_up() == 1
     assert Watch(opened(tmp_path)).clear_up() == 0
     assert states(study) == [TrialState.FAIL, TrialState.WAITING]
-    assert (trials_of(study), seen_configs(study)) == ([], set())
+    assert (trials_of(study), seen_configs(study.trials)) == ([], set())
     found = Search(TOY, space(), study=study).run(1)
     assert [(trial.number, trial.state, trial.origin) for trial in found] == [(1, "complete", "uniform int8")]
     assert config_ids(found) == [uniform("int8").id]

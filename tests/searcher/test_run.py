@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from optuna.trial import TrialState
 
 from mixq.config import MixedPrecisionConfig
 from mixq.errors import InputError, MixqError
 from mixq.latency import Interval
 from mixq.searcher.objective import EQUAL, best_of, objective_value, violations
-from mixq.searcher.run import REPEATS, Budget, enqueue
+from mixq.searcher.run import Budget, enqueue
 from mixq.searcher.space import Constraints
 from mixq.searcher.stop import Stop
 from mixq.searcher.study import Study, open_study
@@ -66,7 +65,7 @@ def test_the_warm_start_is_queued_once_in_a_studys_life() -> None:
     origins = [trial.origin for trial in found]
     assert origins.count("uniform int8") == 1
     assert len(origins) == 27
-    assert sum(trial.state is TrialState.PRUNED for trial in study.trials) == 2 * REPEATS
+    assert len(study.trials) == 27  # what was seen before leaves nothing behind
 
 
 @pytest.mark.parametrize("objectives", [["latency"], ["size"], ["latency", "size"]], ids=str)

@@ -154,22 +154,22 @@ def told(values: Sequence[Sequence[float]], beyond: Sequence[float]) -> optuna.S
 def test_the_front_holds_optunas_pareto_front(seed: int) -> None:
     rng = np.random.default_rng(seed)
     study = told(rng.random((30, 2)).tolist(), rng.uniform(-1, 1, 30).tolist())
-    feasible = [trial.number for trial in front(study) if is_feasible(trial)]
+    feasible = [trial.number for trial in front(study.trials) if is_feasible(trial)]
     assert sorted(feasible) == sorted(trial.number for trial in study.best_trials)
 
 
 def test_the_front_holds_the_nearest_misses_that_are_faster() -> None:
     study = told([[0.5], [0.4], [0.3], [0.2], [0.9]], [-1.0, 0.2, 0.1, 0.3, 0.01])
-    assert [trial.number for trial in front(study)] == [0, 2]
+    assert [trial.number for trial in front(study.trials)] == [0, 2]
 
 
 def test_without_a_feasible_trial_the_front_is_the_three_nearest_misses() -> None:
     study = told([[0.5], [0.4], [0.3], [0.2]], [0.4, 0.2, 0.1, 0.3])
-    assert [trial.number for trial in front(study)] == [2, 1, 3]
+    assert [trial.number for trial in front(study.trials)] == [2, 1, 3]
 
 
 def test_an_empty_study_has_no_front() -> None:
-    assert front(new_study()) == []
+    assert front(new_study().trials) == []
 
 
 def test_a_space_without_a_choice_is_proposed_once() -> None:

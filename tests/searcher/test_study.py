@@ -132,7 +132,7 @@ def test_a_pruned_trial_comes_back_as_it_was(tmp_path: Path) -> None:
     (trial,) = trials_of(again)
     assert (trial.state, trial.glimpse, trial.evaluation, trial.feasible) == ("pruned", glimpse, None, False)
     assert (trial.config, trial.reason) == (uniform("int8"), "drop 0.1")
-    assert seen_configs(again) == {uniform("int8").id}
+    assert seen_configs(again.trials) == {uniform("int8").id}
 
 
 def test_proposals_of_what_was_tried_are_no_trials(tmp_path: Path) -> None:
