@@ -26,7 +26,7 @@ from mixq.runtimes import NAMES, get_runtime
 from mixq.task import Array, Task
 
 TASKS: Mapping[str, Callable[[], Task]] = {"resnet20": ResNet20, "etinynet": EtinyNet, "tiny_darknet": TinyDarknet}
-RECIPE = (RecipeStep(name="calibrate"), RecipeStep(name="adaround"))
+RECIPE = (RecipeStep(name="calibrate"),)
 
 Scale = Callable[[Array, Array, Layer, float], Array]
 
