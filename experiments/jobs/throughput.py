@@ -25,20 +25,20 @@ from mixq.process import ProcessId
 from mixq.searcher.storage import open_storage
 from mixq.searcher.study import WORKER, join_study
 
+CORES = 2
 TASK, STUDY = "experiments/cifar10_resnet/task.py:ResNet20", "ResNet20"
 SPACE = "search_spaces/cpu.yaml"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """workers: processes that evaluate; cores: that all of them share."""
+    """workers: processes that evaluate, all of them on CORES cores."""
 
     workers: int
-    cores: int
     storage: str  # "SQLite" or "PostgreSQL"
 
     def __str__(self) -> str:
-        return f"{self.workers} on {self.cores}, {self.storage}"
+        return f"{self.workers}, {self.storage}"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     arguments = parser.parse_args(argv)
     storages = ["SQLite", *(["PostgreSQL"] if arguments.postgresql else [])]
-    settings = [Setting(workers, cores, s) for s in storages for workers, cores in ((1, 1), (1, 2), (2, 2))]
+    settings = [Setting(workers, storage) for storage in storages for workers in (1, 2)]
     rates: dict[Setting, list[float]] = {setting: [] for setting in settings}
     with tempfile.TemporaryDirectory() as folder:
         start = Path(folder) / "start"
@@ -68,8 +68,7 @@ def main(argv: Sequence[str]) -> None:
 def _prepare(start: Path) -> int:
     """A search that has analyzed its layers and tried what comes first; how many trials it has."""
     start.mkdir()
-    _search(start, 1, 1, machine.affinity(), f"sqlite:///{start}/study.db", STUDY)
-    return _search(start, 24, 1, machine.affinity(), f"sqlite:///{start}/study.db", STUDY)
+    return _search(start, 24, 1, f"sqlite:///{start}/study.db", STUDY)
 
 
 def measured(setting: Setting, start: Path, out: Path, database: str | None, known: int, trials: int) -> float:
@@ -81,14 +80,13 @@ def measured(setting: Setting, start: Path, out: Path, database: str | None, kno
         assert database is not None
         url, name = database, f"{setting} {os.getpid()} {out.name}"
         optuna.copy_study(from_study_name=STUDY, from_storage=source, to_storage=open_storage(url), to_study_name=name)
-    cores = set(sorted(machine.affinity())[: setting.cores])
-    _search(out, known + trials, setting.workers, cores, url, name)
+    _search(out, known + trials, setting.workers, url, name)
     found = rate(url, name, known)
     shutil.rmtree(out)
     return found
 
 
-def _search(out: Path, trials: int, workers: int, cores: set[int], url: str, name: str) -> int:
+def _search(out: Path, trials: int, workers: int, url: str, name: str) -> int:
     options = ["--trials", str(trials), "--workers", str(workers), "--storage", url, "--study", name, "--out", str(out)]
     command = [
         sys.executable,
@@ -104,7 +102,7 @@ def _search(out: Path, trials: int, workers: int, cores: set[int], url: str, nam
         "--quiet",
     ]
     before = machine.affinity()
-    os.sched_setaffinity(0, cores)  # a process has those of the one that starts it
+    os.sched_setaffinity(0, set(sorted(before)[:CORES]))  # a process has those of the one that starts it
     try:
         done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
     finally:
@@ -131,15 +129,14 @@ def _spans(url: str, name: str, known: int) -> Iterator[tuple[int, datetime, dat
 
 
 def table(rates: dict[Setting, list[float]]) -> str:
-    """A row a setting, against one worker that has all cores."""
-    head = ["workers, cores", "storage", "trials a minute [least, most]", "÷ one worker on one core", "÷ one on all"]
+    """A row a setting, against one worker that has both cores."""
+    head = [f"workers on {CORES} cores", "storage", "trials a minute [least, most]", "÷ one worker"]
     rows = []
     for setting, found in rates.items():
         middle = statistics.median(found)
-        beside = [Setting(1, cores, setting.storage) for cores in (1, 2)]
-        ratios = [f"{middle / statistics.median(rates[other]):.2f}" for other in beside]
+        alone = statistics.median(rates[Setting(1, setting.storage)])
         spread = f"{middle:.1f} [{min(found):.1f}, {max(found):.1f}]"
-        rows.append([f"{setting.workers}, {setting.cores}", setting.storage, spread, *ratios])
+        rows.append([str(setting.workers), setting.storage, spread, f"{middle / alone:.2f}"])
     return markdown(head, rows)
 
 

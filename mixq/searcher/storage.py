@@ -193,13 +193,14 @@ def _file_turn(path: Path) -> Iterator[None]:
 
 
 def _advisory_turn_at(url: str, name: str) -> Turn:
-    engine = sqlalchemy.create_engine(_as_opened(url), poolclass=sqlalchemy.pool.NullPool)
+    # One connection that is kept: to make one for every turn takes a server a process and a password check.
+    engine = sqlalchemy.create_engine(_as_opened(url), pool_size=1, max_overflow=0, pool_pre_ping=True)
     key = int.from_bytes(hashlib.sha256(f"mixq {name}".encode()).digest()[:KEY_BYTES], signed=True)
     return lambda: _advisory_turn(engine, key)
 
 
 @contextmanager
 def _advisory_turn(engine: sqlalchemy.Engine, key: int) -> Iterator[None]:
-    with engine.connect() as connection:  # the lock ends with the connection
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
+    with engine.connect() as connection:  # the lock ends with the transaction, and that with the process
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
         yield
