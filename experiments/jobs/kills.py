@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -102,15 +103,27 @@ def _killed(process: "subprocess.Popen[str]", times: Sequence[float], due: int, 
     while len(times) < wanted and process.poll() is None:
         time.sleep(0.01)
     time.sleep(rng.uniform(0, LONGEST_PAUSE))
-    return _kill_one(process.pid, rng) if process.poll() is None else 0
+    killed = 0
+    while not killed and process.poll() is None:  # its last worker may just have been killed
+        killed = _kill_one(process.pid, rng)
+        time.sleep(0.01)
+    return killed
 
 
 def _kill_one(leader: int, rng: random.Random) -> int:
     """How many were there to be killed: one or none."""
-    workers = Path(f"/proc/{leader}/task/{leader}/children").read_text(encoding="ascii").split()
-    if workers:
-        os.kill(int(rng.choice(workers)), signal.SIGKILL)
-    return min(len(workers), 1)
+    with suppress(FileNotFoundError, ProcessLookupError):  # the search, or the worker, is over
+        children = Path(f"/proc/{leader}/task/{leader}/children").read_text(encoding="ascii").split()
+        workers = [int(pid) for pid in children if not _is_dead(int(pid))]
+        if workers:
+            os.kill(rng.choice(workers), signal.SIGKILL)
+            return 1
+    return 0
+
+
+def _is_dead(pid: int) -> bool:
+    """Killed, and its parent has not asked for it yet."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
 
 
 def _outcome(out: Path, kills: int, seconds: float) -> Outcome:
