@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
+@pytest.mark.usefixtures("tracker")
 def test_artifacts_lie_beside_the_database(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} >= {"mlflow.db", "artifacts"}
     assert len(list(folder.glob("artifacts/*/artifacts/config.json"))) >= 2
 
 
+@pytest.mark.usefixtures("tracker")
 @pytest.mark.parametrize("name", ["a b", "ü", "50%20#?x"])
 def test_folders_of_any_name(tmp_path: Path, name: str, folder: Path) -> None:
     (tmp_path / name).mkdir()
