@@ -95,7 +95,7 @@ def test_int8_runs_as_int8_and_loses_little(case: Case, runtime: str) -> None:
     assert {kernel.executed for kernel in evaluation.kernels} == {"int8"}
     coarser = 1.25 if evaluator.runtime.placement.sums_saturate else 1.0  # scales leave room for pairs of weights
     assert output_error(case, runtime) < coarser * case.most_error[runtime]
-    assert evaluation.drop < case.most_drop
+    assert evaluation.drop < coarser * case.most_drop
     assert evaluation.compression > 3
 
 
