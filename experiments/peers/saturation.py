@@ -26,6 +26,14 @@ from mixq.runtimes import NAMES, get_runtime
 from mixq.task import Array, Task
 
 TASKS: Mapping[str, Callable[[], Task]] = {"resnet20": ResNet20, "etinynet": EtinyNet, "tiny_darknet": TinyDarknet}
+INTRODUCTION = """# peers: weights for kernels that add in 16 bits
+
+    python -m experiments.peers.saturation
+
+CPUs without VNNI or AMX: `vpmaddubsw` adds two products of bytes in 16 bits and cuts off what does not fit. All layers
+INT8, `calibrate` alone, on the runtimes' own kernels. Half the range is what NNCF's overflow fix and quantize_static's
+`reduce_range` do; here depthwise layers, which need it not, keep theirs. Room for pairs: the scale of a channel is as
+large as its largest sum of two neighbouring weights wants."""
 RECIPE = (RecipeStep(name="calibrate"),)
 
 Scale = Callable[[Array, Array, Layer, float], Array]
@@ -63,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, scale in WAYS.items()
     ]
     head = ["network, all INT8", "runtime", "scales of weights", "squared error", "drop, points [95 %]"]
-    publish([machine_line(), markdown(head, rows)], arguments.out)
+    publish([INTRODUCTION, machine_line(), markdown(head, rows)], arguments.out)
 
 
 def _measured(model: str, runtime: str, scale: Scale) -> list[str]:

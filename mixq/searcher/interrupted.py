@@ -129,7 +129,7 @@ class Watch:
         return self._signs.silent_s(trial.number, sign) > self._grace_s
 
 
-def fail(study: Study, trial: FrozenTrial) -> None:
+def fail(study: Study, trial: FrozenTrial | optuna.Trial) -> None:
     """Unless it was told meanwhile."""
     try:
         study.tell(trial.number, state=TrialState.FAIL)
@@ -144,7 +144,7 @@ def given_up(study: Study, trial: FrozenTrial | optuna.Trial) -> Iterator[None]:
         yield
     except BaseException:
         with suppress(OptunaError, SQLAlchemyError, MixqError, OSError):
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            fail(study, trial)
         raise
 
 

@@ -168,7 +168,9 @@ def _alone(url: str) -> Iterator[None]:
             with suppress(OSError):  # then the database cannot be written either, and says why
                 held.enter_context(_file_turn(_lock_of(path)))
         elif _kind(url) == POSTGRESQL:
-            held.enter_context(_advisory_turn_at(url, "")())
+            engine = _kept_connection(url)
+            held.callback(engine.dispose)
+            held.enter_context(_advisory_turn(engine, ""))
         yield
 
 
@@ -193,14 +195,18 @@ def _file_turn(path: Path) -> Iterator[None]:
 
 
 def _advisory_turn_at(url: str, name: str) -> Turn:
-    # One connection that is kept: to make one for every turn takes a server a process and a password check.
-    engine = sqlalchemy.create_engine(_as_opened(url), pool_size=1, max_overflow=0, pool_pre_ping=True)
-    key = int.from_bytes(hashlib.sha256(f"mixq {name}".encode()).digest()[:KEY_BYTES], signed=True)
-    return lambda: _advisory_turn(engine, key)
+    engine = _kept_connection(url)
+    return lambda: _advisory_turn(engine, name)
+
+
+def _kept_connection(url: str) -> sqlalchemy.Engine:
+    """One, which is kept: to make one for every turn takes a server a process and a password check."""
+    return sqlalchemy.create_engine(_as_opened(url), pool_size=1, max_overflow=0, pool_pre_ping=True)
 
 
 @contextmanager
-def _advisory_turn(engine: sqlalchemy.Engine, key: int) -> Iterator[None]:
+def _advisory_turn(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
+    key = int.from_bytes(hashlib.sha256(f"mixq {name}".encode()).digest()[:KEY_BYTES], signed=True)
     with engine.connect() as connection:  # the lock ends with the transaction, and that with the process
         connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
         yield

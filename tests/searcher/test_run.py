@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -68,29 +66,6 @@ def test_the_warm_start_is_queued_once_in_a_studys_life() -> None:
     assert origins.count("uniform int8") == 1
     assert len(origins) == 27
     assert len(study.trials) == 27  # what was seen before leaves nothing behind
-
-
-def test_a_proposal_reads_the_study_once_and_writes_its_trial_at_once(tmp_path: Path) -> None:
-    """Each call of a storage is a transaction or several; on a database far away, milliseconds each."""
-    study = open_study(f"sqlite:///{tmp_path}/study.db", "toy", 1, {"model": MODEL})
-    search, calls = Search(TOY, space(), study=study), Counter[str]()
-    search.run(5)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("create_new_trial", "get_all_trials", "set_trial_param", "set_trial_user_attr"):
-            patch.setattr(study._storage, name, counted_in(calls, getattr(study._storage, name)))
-        assert len(search.run(15)) == 15
-    assert calls["create_new_trial"] == 10
-    assert calls["set_trial_param"] == 0
-    assert calls["get_all_trials"] <= 3 * 10 + 5
-    assert calls["set_trial_user_attr"] <= 5 * 10
-
-
-def counted_in(calls: Counter[str], function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*positional: Any, **named: Any) -> Any:
-        calls[function.__name__] += 1
-        return function(*positional, **named)
-
-    return call
 
 
 @pytest.mark.parametrize("objectives", [["latency"], ["size"], ["latency", "size"]], ids=str)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mixq.errors import InputError
 from mixq.searcher.storage import check_shared, open_storage, sqlite_file
+from mixq.searcher.study import open_study
+from tests.searcher.toy import MODEL, Search, Toy, space
 
 AT_ONCE = 4
 
@@ -50,3 +55,26 @@ def test_what_may_not_be_shared(url: str) -> None:
     with pytest.raises(InputError) as refused:
         check_shared(url)
     assert "s3cret" not in str(refused.value)
+
+
+def test_a_proposal_reads_the_study_once_and_writes_its_trial_at_once(tmp_path: Path) -> None:
+    """Each call of a storage is a transaction or several; on a database far away, milliseconds each."""
+    study = open_study(f"sqlite:///{tmp_path}/study.db", "toy", 1, {"model": MODEL})
+    search, calls = Search(Toy.random(3), space(), study=study), Counter[str]()
+    search.run(5)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("create_new_trial", "get_all_trials", "set_trial_param", "set_trial_user_attr"):
+            patch.setattr(study._storage, name, counted_in(calls, getattr(study._storage, name)))
+        assert len(search.run(15)) == 15
+    assert calls["create_new_trial"] == 10
+    assert calls["set_trial_param"] == 0
+    assert calls["get_all_trials"] <= 3 * 10 + 5
+    assert calls["set_trial_user_attr"] <= 5 * 10
+
+
+def counted_in(calls: Counter[str], function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*positional: Any, **named: Any) -> Any:
+        calls[function.__name__] += 1
+        return function(*positional, **named)
+
+    return call
