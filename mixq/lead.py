@@ -18,7 +18,6 @@ from mixq.searcher.interrupted import Heart
 from mixq.searcher.orders import call_off, leader_beat
 from mixq.searcher.run import run
 from mixq.searcher.stop import Ending, Stop
-from mixq.searcher.storage import patiently
 from mixq.searcher.study import read_trials
 
 POLL, LONGEST_POLL = 0.1, 1.0  # seconds
@@ -39,7 +38,7 @@ def run_job(job: SearchJob, stop: Stop, progress: Progress, crew: Crew | None = 
             if guided:
                 lead.evaluate("searching", Relieved(stop, crew))
             else:
-                patiently(lambda: call_off(job.study))  # nothing more will be proposed
+                call_off(job.study)  # nothing more will be proposed
             lead.follow(crew)
         if guided:
             lead.evaluate("searching", stop)  # after a crew: what it left
@@ -89,15 +88,15 @@ class Lead:
         """Take in what the workers find, until none of them is left, nor any trial in flight elsewhere."""
         job, watch, pace = self.job, self.job.lost, Pace()
         with self.progress.bar(job.budget.trials, "searching", len(job.trials), job.budget.deadline) as bar:
-            while crew.is_at_work or (patiently(watch.running) and not self._is_over):
+            while crew.is_at_work or (watch.running() and not self._is_over):
                 if self._is_over:
-                    patiently(lambda: call_off(job.study))
+                    call_off(job.study)
                     crew.dismiss()
                 crew.tend(len(job.trials))
                 if pace.is_due:
-                    pace.went_on(patiently(lambda: self._take_in(bar)))
+                    pace.went_on(self._take_in(bar))
                 time.sleep(POLL)
-            patiently(lambda: self._take_in(bar))
+            self._take_in(bar)
 
     @property
     def _is_over(self) -> bool:
@@ -105,8 +104,8 @@ class Lead:
 
     def _take_in(self, bar: Bar) -> bool:
         """Whether there was anything new."""
-        known = patiently(lambda: read_trials(self.job.study))
-        if again := patiently(lambda: self.job.lost.clear_up(known)):
+        known = read_trials(self.job.study)
+        if again := self.job.lost.clear_up(known):
             self.progress.warn(f"{again} trial(s), whose process is gone, are tried again")
         before = self.job.exported_id
         new = self.job.update(known)

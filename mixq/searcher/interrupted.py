@@ -14,13 +14,13 @@ from functools import partial
 from types import TracebackType
 
 import optuna
-from optuna.exceptions import OptunaError
+from optuna.exceptions import OptunaError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from mixq.errors import MixqError
 from mixq.process import ProcessId
-from mixq.searcher.storage import Turn
+from mixq.searcher.storage import Turn, patiently
 from mixq.searcher.study import ATTEMPT, BEAT, ORIGIN, WORKER, Frozen, Study, read_trials, to_retry
 
 BEAT_SECONDS = 5.0
@@ -105,7 +105,7 @@ class Watch:
         running = [trial for trial in known if trial.state is TrialState.RUNNING]
         unowned = any(WORKER not in trial.user_attrs for trial in running)
         if unowned:
-            self._fail_unowned()
+            patiently(self._fail_unowned)
         lost = [trial for trial in running if self._is_lost(trial)]
         for trial in lost:
             fail(self._study, trial)
@@ -131,10 +131,8 @@ class Watch:
 
 def fail(study: Study, trial: FrozenTrial | optuna.Trial) -> None:
     """Unless it was told meanwhile."""
-    try:
+    with suppress(ValueError, UpdateFinishedTrialError):
         study.tell(trial.number, state=TrialState.FAIL)
-    except ValueError:  # it is not running any more
-        return
 
 
 @contextmanager

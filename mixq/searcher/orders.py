@@ -12,7 +12,7 @@ from mixq.process import ProcessId
 from mixq.searcher.interrupted import GRACE_SECONDS, Beat, Signs
 from mixq.searcher.run import Budget
 from mixq.searcher.stop import Ending
-from mixq.searcher.storage import StorageAwayError, Turn, patiently
+from mixq.searcher.storage import StorageAwayError, Turn
 from mixq.searcher.study import NoStudyError, Study, join_study, read_trials, seen_configs
 
 WAIT_SECONDS = 2.0  # between two looks for a study
@@ -153,7 +153,7 @@ class Followed:
 
     @property
     def requested(self) -> bool:
-        return self._stop.requested or patiently(lambda: load_orders(self._study)).over
+        return self._stop.requested or load_orders(self._study).over
 
     @property
     def is_led(self) -> bool:

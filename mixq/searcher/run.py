@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -125,9 +124,14 @@ def run(
     watch, history, repeats = watch or Stopwatch(), History(study, beside), 0
 
     def proposed() -> tuple[Frozen, Begun | None] | None:
-        with turn():  # what there is is read once: each reading takes a storage a dozen queries
-            known = read_trials(study)
-            return None if _is_spent(known, budget, queued_only) else (known, _begun(study, known, choices, space))
+        with ExitStack() as begun_in_turn, turn():
+            known = read_trials(study)  # once: each reading takes a storage a dozen queries
+            if _is_spent(known, budget, queued_only):
+                return None
+            begun = _begun(study, known, choices, space)
+            if begun is not None:  # where the turn was lost meanwhile, another may have begun the same
+                begun_in_turn.enter_context(given_up(study, begun[0]))
+            return known, begun
 
     with Heart() as heart:
         while not stop.requested and not budget.timed_out and repeats < REPEATS:
@@ -149,7 +153,7 @@ def run(
                     digest, seconds = _kept(outcome, keep, space, history.trials), time.perf_counter() - start
                     figures: Figures = {MODEL_SHA256: digest, SECONDS: seconds, ELAPSED: budget.elapsed_s}
                     outcome = replace(outcome, figures=figures)
-                    told = patiently(partial(_told, study, asked, outcome, space))
+                    told = _told(study, asked, outcome, space)
             heart.beat_for(None)
             if told is not None:
                 on_trial(told)
@@ -190,7 +194,8 @@ def _begun(study: optuna.Study, trials: Frozen, choices: Choices, space: SearchS
     asked = study.ask(spaces)
     config = choices.config({name: str(value) for name, value in asked.params.items()})
     if config.id in seen:
-        study.tell(asked, state=TrialState.PRUNED)
+        with suppress(UpdateFinishedTrialError):  # told twice, as the storage was away
+            study.tell(asked, state=TrialState.PRUNED)
         return None
     store_trial(asked, config, asked.user_attrs.get(ORIGIN, space.sampler))
     return asked, config

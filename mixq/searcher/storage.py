@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage
+from optuna.storages._cached_storage import _CachedStorage
 from sqlalchemy import event
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from mixq.errors import InputError, MixqError, first_line
 from mixq.urls import redacted, without_secrets
@@ -30,6 +34,11 @@ KEY_BYTES = 8  # of an advisory lock of PostgreSQL's
 
 OUTAGE_SECONDS = 300.0
 RETRY_SECONDS = 0.5
+AWAY = (OperationalError, InterfaceError, PendingRollbackError)  # the last: Optuna asks on, after one of the others
+
+logger = logging.getLogger(__name__)
+# It shows a traceback of what is then done in another way, or over again.
+logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
 
 Result = TypeVar("Result")
 Turn = Callable[[], AbstractContextManager[None]]
@@ -39,7 +48,7 @@ class StorageAwayError(InputError):
     """The storage's database does not answer; it may be on its way up."""
 
 
-def open_storage(url: str) -> optuna.storages.BaseStorage:
+def open_storage(url: str) -> BaseStorage:
     """Raises InputError, the URL in it without its password, where there is no such storage: StorageAwayError where its
     database does not answer."""
     try:
@@ -81,7 +90,8 @@ def sqlite_file(url: str) -> Path | None:
 def turn_at(url: str, name: str) -> Turn:
     """A lock that the processes that work on study `name` take in turn; it dies with its holder.
 
-    Raises InputError where the storage has none, or its folder knows no locks.
+    Raises InputError where the storage has none, or its folder knows no locks. The lock's own context raises an error
+    of sqlalchemy's where the database goes away under it: `patiently`.
     """
     check_shared(url)
     path = sqlite_file(url)
@@ -93,16 +103,24 @@ def patiently(action: Callable[[], Result], longest_s: float = OUTAGE_SECONDS) -
 
     It may be carried out twice: a connection that breaks does not say whether what was sent has arrived.
     """
-    end = time.monotonic() + longest_s
+    end, is_new = time.monotonic() + longest_s, True
     while True:
         try:
             return action()
-        except (StorageInternalError, OperationalError, InterfaceError) as error:
+        except (StorageInternalError, *AWAY) as error:
+            reason = _outage(error)
+            if reason is None:
+                raise
             if time.monotonic() >= end:
                 raise MixqError(
-                    f"the study storage was away for {longest_s:.0f} s ({first_line(error)}); nothing that is finished "
-                    "is lost: give the same command again when it is back"
+                    f"the study storage was away for {longest_s:.0f} s ({first_line(reason)}); nothing that is "
+                    "finished is lost: give the same command again when it is back"
                 ) from None
+            if is_new:
+                logger.warning(
+                    "the study storage is away (%s); waiting for it up to %.0f s", first_line(reason), longest_s
+                )
+            is_new = False
             time.sleep(RETRY_SECONDS)
 
 
@@ -112,6 +130,38 @@ def turn_if_any(url: str, name: str) -> Turn:
         return turn_at(url, name)
     except InputError:
         return nullcontext
+
+
+class PatientStorage(_CachedStorage):
+    """Optuna's storage in a database, whose calls wait, `patiently`, while that is away.
+
+    All of them, so that nobody who reads or writes a study need think of it.
+    """
+
+
+def _patient(name: str) -> Callable[..., Any]:
+    call: Callable[..., Any] = getattr(_CachedStorage, name)
+
+    @wraps(call)
+    def waiting(*positional: Any, **named: Any) -> Any:
+        return patiently(partial(call, *positional, **named))
+
+    return waiting
+
+
+for _name in BaseStorage.__abstractmethods__:
+    setattr(PatientStorage, _name, _patient(_name))
+
+
+def _outage(error: Exception) -> Exception | None:
+    """Why the database is away; None where something else is the matter."""
+    reason = error.__cause__ if isinstance(error, StorageInternalError) else error
+    if not isinstance(reason, AWAY):
+        return None
+    code: int = getattr(
+        getattr(reason, "orig", None), "sqlite_errorcode", sqlite3.SQLITE_BUSY
+    )  # SQLite's alone have one
+    return reason if code & PRIMARY_CODE in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED} else None
 
 
 def _kind(url: str) -> str:
@@ -124,7 +174,7 @@ def _as_opened(url: str) -> str:
     return url.format(SCHEMA_VERSION="")
 
 
-def _opened(url: str) -> optuna.storages.BaseStorage:
+def _opened(url: str) -> BaseStorage:
     kind = _kind(url)
     if kind not in {SQLITE, POSTGRESQL}:
         return optuna.storages.get_storage(url)
@@ -134,7 +184,7 @@ def _opened(url: str) -> optuna.storages.BaseStorage:
         storage = optuna.storages.RDBStorage(url, engine_kwargs=waiting)
     if kind == SQLITE:
         _set_up_sqlite(storage.engine, url)
-    return storage
+    return PatientStorage(storage)
 
 
 def _set_up_sqlite(engine: sqlalchemy.Engine, url: str) -> None:
@@ -210,3 +260,4 @@ def _advisory_turn(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
     with engine.connect() as connection:  # the lock ends with the transaction, and that with the process
         connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
         yield
+        connection.commit()  # raises where the lock was lost meanwhile, and another may have had it

@@ -6,7 +6,8 @@ import gc
 import multiprocessing
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -129,6 +130,55 @@ def test_a_restart_of_the_server_costs_nothing(server: Server) -> None:
     assert [trial.state for trial in found] == ["complete"] * 8
     assert config_ids(found) == [config.id for config in search.evaluator.seen]
     assert search.finished == list(found)
+
+
+def test_whoever_reads_or_writes_a_study_waits_for_its_server(server: Server) -> None:
+    study = open_study(server.url, "away", 1, IDENTITY)
+    asked = study.ask()
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: study.user_attrs,
+        lambda: study.set_user_attr("key", "value"),
+        lambda: asked.set_user_attr("key", "value"),
+        lambda: study.tell(asked, 1.0),
+        lambda: study.trials,
+    )
+    for call in calls:
+        with stopped_for_a_moment(server):
+            call()
+    assert study.user_attrs["key"] == "value"
+    assert [(trial.user_attrs, trial.value) for trial in study.trials] == [({"key": "value"}, 1.0)]
+
+
+def test_a_lost_turn_is_taken_again(server: Server) -> None:
+    """Another may have had it meanwhile, and have proposed the same: the trial that was begun is tried again later."""
+    study = open_study(server.url, "turn", 1, IDENTITY)
+    search, turn, turns = Search(SMALL, space(), study=study), turn_at(server.url, "turn"), list[int]()
+
+    @contextmanager
+    def lost_once() -> Iterator[None]:
+        turns.append(1)
+        with turn():
+            yield
+            if len(turns) == 3:
+                server.stop()
+                server.start()
+
+    search.turn = lost_once
+    found = search.run(6)
+    assert [trial.state for trial in found] == ["complete"] * 6
+    assert len(set(config_ids(found))) == 6
+    assert [trial.state for trial in study.trials].count(TrialState.FAIL) == 1
+    assert Watch(study).clear_up() == 1
+    assert not [trial for trial in study.trials if trial.state is TrialState.RUNNING]
+
+
+@contextmanager
+def stopped_for_a_moment(server: Server) -> Iterator[None]:
+    server.stop()
+    back = threading.Timer(1.0, server.start)
+    back.start()
+    yield
+    back.join()
 
 
 @pytest.mark.parametrize("wrong", ["password", "port"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import DataError, OperationalError, PendingRollbackError, SQLAlchemyError
 
-from mixq.errors import InputError
-from mixq.searcher.storage import check_shared, open_storage, sqlite_file
+from mixq.errors import InputError, MixqError
+from mixq.searcher.storage import check_shared, open_storage, patiently, sqlite_file
 from mixq.searcher.study import open_study
 from tests.searcher.toy import MODEL, Search, Toy, space
 
 AT_ONCE = 4
+
+
+def of_sqlite(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("the database is locked")
+    error.sqlite_errorcode = code
+    return error
 
 
 def opened_at_once(url: str) -> None:
@@ -55,6 +64,37 @@ def test_what_may_not_be_shared(url: str) -> None:
     with pytest.raises(InputError) as refused:
         check_shared(url)
     assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("cause", "waits"),
+    [
+        (OperationalError("SELECT", {}, sqlite3.OperationalError("the server is away")), True),
+        (OperationalError("SELECT", {}, of_sqlite(sqlite3.SQLITE_BUSY)), True),
+        (PendingRollbackError("the server is away, and Optuna asked on"), True),
+        (OperationalError("SELECT", {}, of_sqlite(sqlite3.SQLITE_ERROR)), False),
+        (DataError("INSERT", {}, ValueError("too long")), False),
+    ],
+    ids=["away", "locked", "asked on", "no such table", "too long"],
+)
+def test_only_an_outage_is_waited_for(cause: SQLAlchemyError, waits: bool) -> None:
+    """Optuna's own error says the same of each: that a commit has failed."""
+    calls = list[int]()
+
+    def call() -> int:
+        calls.append(1)
+        if len(calls) == 1:
+            raise StorageInternalError("during the commit") from cause
+        return len(calls)
+
+    if waits:
+        assert patiently(call) == 2
+        calls.clear()
+        with pytest.raises(MixqError, match=r"away for 0 s \(.*(away|locked).*\); nothing that is finished is lost"):
+            patiently(call, longest_s=0.0)
+    else:
+        with pytest.raises(StorageInternalError):
+            patiently(call)
 
 
 def test_a_proposal_reads_the_study_once_and_writes_its_trial_at_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ from mixq.searcher.run import Budget, run
 from mixq.searcher.samplers import get_sampler
 from mixq.searcher.space import SearchSpace
 from mixq.searcher.stop import Stop
+from mixq.searcher.storage import Turn
 from mixq.searcher.study import trials_of
 from mixq.searcher.trial import Trial
 from mixq.sensitivity import Sensitivity, SensitivityRow
@@ -192,6 +194,7 @@ class Search:
     study: optuna.Study | None = None
     evaluator: ToyEvaluator = field(init=False)
     finished: list[Trial] = field(default_factory=list)
+    turn: Turn = nullcontext
 
     def __post_init__(self) -> None:
         self.evaluator = ToyEvaluator(self.toy)
@@ -214,6 +217,7 @@ class Search:
             budget,
             stop or Stop(),
             self.finished.append,
+            turn=self.turn,
         )
         return trials_of(self.study)
 
