@@ -58,7 +58,7 @@ class TaskData:
     def calibration(self) -> tuple[Inputs, ...]:
         found = list(self._inputs("calibration"))
         self._check_sizes(self._name("calibration"), found, found[0])
-        return tuple(rebatched(found, self.batch_rows))
+        return tuple(rebatched(found, _even(sum(map(row_count, found)), self.batch_rows)))
 
     @cached_property
     def training(self) -> TrainingData:
@@ -220,6 +220,11 @@ def rebatched(batches: Sequence[Inputs], rows: int) -> Iterator[Inputs]:
         run.append(batch)
     if run:
         yield from _cut(run, rows)
+
+
+def _even(rows: int, most: int) -> int:
+    """Rows of a batch, `most` or somewhat less, such that no short one is left: one set of shapes is compiled."""
+    return next((size for size in range(most, most // 2, -1) if rows % size == 0), most)
 
 
 def _cut(run: Sequence[Inputs], rows: int) -> Iterator[Inputs]:

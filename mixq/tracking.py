@@ -188,6 +188,7 @@ class Tracker:
         params = [Param(allowed_name(name), value[:LONGEST_VALUE]) for name, value in trial_params(trial).items()]
         self._client.log_batch(run_id, metrics=_metrics(trial_metrics(trial)), params=params)
         self._client.set_terminated(run_id, STATUS[trial.state])
+        _forget_folder(run_id)
         self._logged.add(key)
         del self._unfinished[key]
 
@@ -254,6 +255,13 @@ def _experiment_id(client: MlflowClient, name: str, location: str | None) -> str
     if found.lifecycle_stage != "active":
         raise InputError(f"MLflow's experiment {name!r} is deleted; restore it, or take another name")
     return str(found.experiment_id)
+
+
+def _forget_folder(run_id: str) -> None:
+    """MLflow keeps a thread pool and a queue for the artifacts of each of the last 1,024 runs."""
+    from mlflow.tracking._tracking_service import utils
+
+    utils._artifact_repos_cache.pop(run_id, None)
 
 
 def _artifact_location(uri: str, root: Path | None) -> str | None:

@@ -321,6 +321,15 @@ def test_rebatching_keeps_rows_and_order(shapes: list[tuple[int, int]], rows: in
         assert row_count(batch) == rows or batch["x"].shape[1] != after["x"].shape[1]
 
 
+@pytest.mark.parametrize(
+    ("rows", "sizes"), [(50, [25, 25]), (256, [16] * 16), (27, [25, 2]), (24, [24]), (4, [4]), (46, [23, 23])]
+)
+def test_calibration_is_cut_evenly_where_it_can_be(rows: int, sizes: list[int]) -> None:
+    """A short batch at the end has every network compiled once more, for its shape alone."""
+    found = TaskData(Data([{"x": np.zeros((rows, 2), np.float32)}]), batch_rows=25).calibration
+    assert [row_count(batch) for batch in found] == sizes
+
+
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=6), st.integers(1, 9))
 def test_a_split_keeps_its_targets_beside_its_rows(counts: list[int], rows: int) -> None:
     ends = np.cumsum(counts)

@@ -35,7 +35,7 @@ objectives: [latency, size]
 constraints: {max_drop: 0.005}
 """
 SPREAD = 0.9  # of the study, over which the kills are spread
-LONGEST_PAUSE = 1.0  # seconds between the trial after which a kill is due and the kill
+LONGEST_PAUSE = 0.25  # seconds between the trial after which a kill is due and the kill
 
 
 @dataclass(frozen=True)

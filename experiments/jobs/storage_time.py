@@ -17,11 +17,11 @@ from typing import Any
 from unittest.mock import patch
 
 from optuna.storages import BaseStorage
-from optuna.storages._cached_storage import _CachedStorage
 
 import mixq
 from experiments.jobs.kills import SPACE
 from experiments.tables import machine_line, markdown, publish
+from mixq.searcher.storage import PatientStorage
 
 TASK = "experiments/digits/task.py:Digits"
 
@@ -49,11 +49,11 @@ class Meter:
 
 @contextmanager
 def metered() -> Iterator[Meter]:
-    """Every call of a storage that Optuna caches."""
+    """Every call of a study's storage."""
     meter = Meter()
     names = [name for name in vars(BaseStorage) if not name.startswith("_")]
-    timed: dict[str, Any] = {name: meter.timed(getattr(_CachedStorage, name)) for name in names}
-    with patch.multiple(_CachedStorage, **timed):
+    timed: dict[str, Any] = {name: meter.timed(getattr(PatientStorage, name)) for name in names}
+    with patch.multiple(PatientStorage, **timed):
         yield meter
 
 
@@ -83,6 +83,7 @@ def searched(url: str | None, trials: int) -> tuple[Meter, int, float]:
         found = mixq.search(
             *(TASK, space, Path(folder) / "out"), trials=trials, study=study, storage=url, tracking="none", quiet=True
         )
+        assert meter.calls
         return meter, len(found.trials), time.perf_counter() - start
 
 

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import logging
 import sqlite3
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,9 +17,11 @@ from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.storages._cached_storage import _CachedStorage
+from optuna.trial import FrozenTrial
 from sqlalchemy import event
 from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
@@ -135,8 +138,27 @@ def turn_if_any(url: str, name: str) -> Turn:
 class PatientStorage(_CachedStorage):
     """Optuna's storage in a database, whose calls wait, `patiently`, while that is away.
 
-    All of them, so that nobody who reads or writes a study need think of it.
+    All of them, so that nobody who reads or writes a study need think of it. What trials have in common is kept once:
+    Optuna reads the choices of every parameter anew with each, most of what a trial takes in memory.
     """
+
+    def __init__(self, backend: optuna.storages.RDBStorage) -> None:
+        super().__init__(backend)
+        self._distributions: dict[BaseDistribution, BaseDistribution] = {}
+
+    def _add_trials_to_cache(self, study_id: int, trials: list[FrozenTrial]) -> None:
+        for trial in trials:
+            known = {sys.intern(name): self._distributions.setdefault(d, d) for name, d in trial.distributions.items()}
+            trial.params = {name: _chosen(known[name], trial.params[name]) for name in known}
+            trial.distributions = known
+        super()._add_trials_to_cache(study_id, trials)
+
+
+def _chosen(distribution: BaseDistribution, value: Any) -> Any:
+    """`value`, the very object that the choices have."""
+    if not isinstance(distribution, CategoricalDistribution):
+        return value
+    return distribution.choices[distribution.choices.index(value)]
 
 
 def _patient(name: str) -> Callable[..., Any]:

@@ -9,13 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DataError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from mixq.errors import InputError, MixqError
 from mixq.searcher.storage import check_shared, open_storage, patiently, sqlite_file
-from mixq.searcher.study import open_study
+from mixq.searcher.study import join_study, open_study
 from tests.searcher.toy import MODEL, Search, Toy, space
 
 AT_ONCE = 4
@@ -110,6 +112,20 @@ def test_a_proposal_reads_the_study_once_and_writes_its_trial_at_once(tmp_path: 
     assert calls["set_trial_param"] == 0
     assert calls["get_all_trials"] <= 3 * 10 + 5
     assert calls["set_trial_user_attr"] <= 5 * 10
+
+
+def test_what_trials_have_in_common_is_kept_once(tmp_path: Path) -> None:
+    """Of 1,000 trials it is most of what they take; what they are is what Optuna reads by itself."""
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = open_study(url, "toy", 1, {"model": MODEL})
+    Search(Toy.random(3), space(), study=study).run(8)
+    plain = optuna.load_study(study_name="toy", storage=url).trials
+    for found in (study.get_trials(deepcopy=False), join_study(url, "toy").get_trials(deepcopy=False)):
+        assert [(t.params, t.distributions) for t in found] == [(t.params, t.distributions) for t in plain]
+        for name, distribution in found[0].distributions.items():
+            assert all(trial.distributions[name] is distribution for trial in found)
+            assert isinstance(distribution, CategoricalDistribution)
+            assert all(any(trial.params[name] is choice for choice in distribution.choices) for trial in found)
 
 
 def counted_in(calls: Counter[str], function: Callable[..., Any]) -> Callable[..., Any]:
