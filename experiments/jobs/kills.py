@@ -80,10 +80,7 @@ def searched(out: Path, trials: int, kills: int, rng: random.Random) -> Outcome:
         times = list[float]()
         reader = Thread(target=_read, args=(process, times))
         reader.start()
-        killed = 0
-        for n in range(1, kills + 1):
-            _wait(process, times, max(math.ceil(SPREAD * trials * n / kills), len(times) + n % 2))
-            killed += _killed(process, rng)
+        killed = sum(_killed(process, times, math.ceil(SPREAD * trials * n / kills), rng) for n in range(1, kills + 1))
         reader.join()
     said = log.read_text(encoding="utf-8")
     assert process.returncode == 0, said
@@ -100,15 +97,11 @@ def _read(process: "subprocess.Popen[str]", times: list[float]) -> None:
             times.append(time.monotonic())  # noqa: PERF401 - as they come
 
 
-def _wait(process: "subprocess.Popen[str]", times: Sequence[float], trials: int) -> None:
-    """Until there are that many trials; nobody is killed more than twice in a row: workers who never finish one are
-    given up."""
-    while len(times) < trials and process.poll() is None:
+def _killed(process: "subprocess.Popen[str]", times: Sequence[float], due: int, rng: random.Random) -> int:
+    """Kill a worker after `due` trials, and one at least since the last kill; how many there were to be killed."""
+    wanted = max(due, len(times) + 1)
+    while len(times) < wanted and process.poll() is None:
         time.sleep(0.01)
-
-
-def _killed(process: "subprocess.Popen[str]", rng: random.Random) -> int:
-    """Kill a worker at a random moment; how many there were to be killed."""
     time.sleep(rng.uniform(0, LONGEST_PAUSE))
     killed = 0
     while not killed and process.poll() is None:  # its last worker may just have been killed

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from optuna.storages import BaseStorage
-
 import mixq
 from experiments.jobs.kills import SPACE
 from experiments.tables import machine_line, markdown, publish
-from mixq.searcher.storage import PatientStorage
+from mixq.searcher.storage import CALLS, PatientStorage
 
 TASK = "experiments/digits/task.py:Digits"
 
@@ -51,8 +49,7 @@ class Meter:
 def metered() -> Iterator[Meter]:
     """Every call of a study's storage."""
     meter = Meter()
-    names = [name for name in vars(BaseStorage) if not name.startswith("_")]
-    timed: dict[str, Any] = {name: meter.timed(getattr(PatientStorage, name)) for name in names}
+    timed: dict[str, Any] = {name: meter.timed(getattr(PatientStorage, name)) for name in CALLS}
     with patch.multiple(PatientStorage, **timed):
         yield meter
 

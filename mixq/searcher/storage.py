@@ -37,6 +37,7 @@ KEY_BYTES = 8  # of an advisory lock of PostgreSQL's
 
 OUTAGE_SECONDS = 300.0
 RETRY_SECONDS = 0.5
+CALLS = tuple(name for name in vars(BaseStorage) if not name.startswith("_"))  # that a study makes of its storage
 AWAY = (OperationalError, InterfaceError, PendingRollbackError)  # the last: Optuna asks on, after one of the others
 
 logger = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ def _patient(name: str) -> Callable[..., Any]:
     return waiting
 
 
-for _name in BaseStorage.__abstractmethods__:
+for _name in CALLS:
     setattr(PatientStorage, _name, _patient(_name))
 
 
@@ -180,9 +181,8 @@ def _outage(error: Exception) -> Exception | None:
     reason = error.__cause__ if isinstance(error, StorageInternalError) else error
     if not isinstance(reason, AWAY):
         return None
-    code: int = getattr(
-        getattr(reason, "orig", None), "sqlite_errorcode", sqlite3.SQLITE_BUSY
-    )  # SQLite's alone have one
+    # SQLite's errors alone have a code.
+    code: int = getattr(getattr(reason, "orig", None), "sqlite_errorcode", sqlite3.SQLITE_BUSY)
     return reason if code & PRIMARY_CODE in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED} else None
 
 
