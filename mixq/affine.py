@@ -54,10 +54,14 @@ class QParams:
 
 def asymmetric(low: float, high: float) -> QParams:
     """u8 parameters per tensor for values in [low, high]; zero is always representable exactly."""
-    low, high = min(float(low), 0.0), max(float(high), 0.0)
-    scale = np.float32(max((high - low) / 255, SMALLEST_SCALE))
-    zero_point = int(np.clip(np.rint(-low / scale), *U8))
-    return QParams(np.asarray(scale), np.asarray(zero_point))
+    return QParams(*scale_and_zero_point(low, high))
+
+
+def scale_and_zero_point(low: Array | float, high: Array | float) -> tuple[Array, Array]:
+    """Those of `asymmetric`, of many ranges at once: float32 and int32, of the shape of `low` and `high`."""
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    scale = np.maximum((high - low) / 255, SMALLEST_SCALE).astype(np.float32)
+    return scale, np.clip(np.rint(-low / scale), *U8).astype(np.int32)
 
 
 def even(low: float, high: float) -> QParams:

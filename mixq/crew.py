@@ -63,6 +63,11 @@ class Crew:
         """Whether any is left, as of when they were last tended."""
         return bool(self._alive())
 
+    @property
+    def has_losses(self) -> bool:
+        """Whether any has ended since they were last tended."""
+        return any(member.poll() is not None for member in self._alive())
+
     def dismiss(self) -> None:
         """They are to leave after the trial in flight, and are not replaced any more."""
         members = [] if self._dismissed else self._alive()

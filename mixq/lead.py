@@ -92,9 +92,9 @@ class Lead:
                 if self._is_over:
                     call_off(job.study)
                     crew.dismiss()
-                crew.tend(len(job.trials))
-                if pace.is_due:
+                if pace.is_due or crew.has_losses:  # what was finished before a death counts, told of or not
                     pace.went_on(self._take_in(bar))
+                crew.tend(len(job.trials))
                 time.sleep(POLL)
             self._take_in(bar)
 

@@ -11,16 +11,16 @@ import math
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 
 import mixq
 from experiments.jobs.saved_digits import FOLDER, save
@@ -35,7 +35,10 @@ objectives: [latency, size]
 constraints: {max_drop: 0.005}
 """
 SPREAD = 0.9  # of the study, over which the kills are spread
+POLL = 0.02  # seconds
 LONGEST_PAUSE = 0.25  # seconds between the trial after which a kill is due and the kill
+
+Process = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True)
@@ -73,41 +76,39 @@ def searched(out: Path, trials: int, kills: int, rng: random.Random) -> Outcome:
     """One study; its results are verified."""
     out.mkdir()
     (out / "space.yaml").write_text(SPACE, encoding="utf-8")
-    options = ["--trials", str(trials), "--workers", "2", "--tracking", "none", "--out", str(out), "--quiet", "--json"]
+    options = ["--trials", str(trials), "--workers", "2", "--tracking", "none", "--out", str(out), "--quiet"]
     command = [sys.executable, "-m", "mixq", "search", TASK, "--space", str(out / "space.yaml"), *options]
     log = out.with_suffix(".log")
-    with log.open("w") as told, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True) as process:  # noqa: S603
-        times = list[float]()
-        reader = Thread(target=_read, args=(process, times))
-        reader.start()
-        killed = sum(_killed(process, times, math.ceil(SPREAD * trials * n / kills), rng) for n in range(1, kills + 1))
-        reader.join()
+    with log.open("w") as told, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told) as process:  # noqa: S603
+        killed = sum(_killed(process, out, math.ceil(SPREAD * trials * n / kills), rng) for n in range(1, kills + 1))
     said = log.read_text(encoding="utf-8")
     assert process.returncode == 0, said
     assert "not replaced any more" not in said, said
     assert mixq.verify(out).ok
-    return _outcome(out, killed, times[-1] - times[0])
+    return _outcome(out, killed)
 
 
-def _read(process: "subprocess.Popen[str]", times: list[float]) -> None:
-    """The times at which trials are told of."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line)["event"] == "trial":
-            times.append(time.monotonic())  # noqa: PERF401 - as they come
-
-
-def _killed(process: "subprocess.Popen[str]", times: Sequence[float], due: int, rng: random.Random) -> int:
+def _killed(process: Process, out: Path, due: int, rng: random.Random) -> int:
     """Kill a worker after `due` trials, and one at least since the last kill; how many there were to be killed."""
-    wanted = max(due, len(times) + 1)
-    while len(times) < wanted and process.poll() is None:
-        time.sleep(0.01)
+    wanted = max(due, _finished(out) + 1)
+    while _finished(out) < wanted and process.poll() is None:
+        time.sleep(POLL)
     time.sleep(rng.uniform(0, LONGEST_PAUSE))
     killed = 0
     while not killed and process.poll() is None:  # its last worker may just have been killed
         killed = _kill_one(process.pid, rng)
-        time.sleep(0.01)
+        time.sleep(POLL)
     return killed
+
+
+def _finished(out: Path) -> int:
+    """Trials so far, as the database has them: those that a search tells of come several at a time."""
+    if not (out / "study.db").exists():
+        return 0
+    with closing(sqlite3.connect(f"{(out / 'study.db').as_uri()}?mode=ro", uri=True)) as database:
+        tables = database.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'trials'").fetchone()[0]
+        finished = "SELECT COUNT(*) FROM trials WHERE state IN ('COMPLETE', 'PRUNED')"
+        return int(database.execute(finished).fetchone()[0]) if tables else 0
 
 
 def _kill_one(leader: int, rng: random.Random) -> int:
@@ -126,12 +127,14 @@ def _is_dead(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
 
 
-def _outcome(out: Path, kills: int, seconds: float) -> Outcome:
+def _outcome(out: Path, kills: int) -> Outcome:
     counts = json.loads((out / "summary.json").read_text(encoding="utf-8"))["trials"]
     trials = join_study(f"sqlite:///{out / 'study.db'}", STUDY).trials
     states = Counter(trial.state.name for trial in trials)
+    ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
     told = [t.user_attrs[CONFIG_ID] for t in trials if t.state.name != "FAIL" and CONFIG_ID in t.user_attrs]
     assert len(told) == len(set(told)), "a configuration was counted twice"
+    seconds = (max(ends) - min(ends)).total_seconds()
     return Outcome(
         kills, sum(counts.values()), counts["failed"], len(set(told)), states["RUNNING"], states["FAIL"], seconds
     )

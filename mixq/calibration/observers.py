@@ -14,6 +14,8 @@ from mixq.task import Array
 
 Function = Callable[[Array], Array]
 
+INEXACT = 1e-13  # of the values' own squares
+
 
 class Observer(ABC):
     """Chooses the range of one tensor."""
@@ -60,15 +62,13 @@ class MSE(Observer):
     steps: int = 40
 
     def range(self, statistics: TensorStatistics, read_by: Function | None = None) -> tuple[float, float]:
-        centers, weights = _occupied(statistics)
+        errors = _SquaredErrors(*_occupied(statistics), read_by or _itself)
         low, high = min(statistics.low, 0.0), max(statistics.high, 0.0)
-        fractions = np.linspace(1.0, 0.3, self.steps)  # among equals, the widest
-        read = read_by or _itself
-        wanted = read(centers)
+        fractions = np.linspace(1.0, 0.3, self.steps)
         for _ in range(2):
-            high = min((high * f for f in fractions), key=lambda h: _error(centers, weights, wanted, low, h, read))
-            low = min((low * f for f in fractions), key=lambda e: _error(centers, weights, wanted, e, high, read))
-        return low, high
+            high *= fractions[np.argmin(errors.of(low, high * fractions))]  # of equals the first, which is the widest
+            low *= fractions[np.argmin(errors.of(low * fractions, high))]
+        return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,32 @@ def _itself(values: Array) -> Array:
     return values
 
 
-def _error(centers: Array, weights: Array, wanted: Array, low: float, high: float, read: Function) -> float:
-    """Squared, between `wanted` and what `read` makes of the centers' codes in [low, high]."""
-    qparams = affine.asymmetric(low, high)
-    scale, zero_point = float(qparams.scale), int(qparams.zero_point)
-    back = affine.values(affine.codes(centers, scale, zero_point, affine.U8), scale, zero_point)
-    return float(np.dot(weights, (wanted - read(back)) ** 2))
+class _SquaredErrors:
+    """What is lost of a histogram by codes of some range.
+
+    All values of one code are read back as one, so that the squared error of a code follows from its values' count,
+    sum and sum of squares, and these from sums over all values up to its borders: the bins are gone through once.
+    """
+
+    def __init__(self, centers: Array, weights: Array, read: Function) -> None:
+        wanted = read(centers)
+        self._centers, self._read = centers, read
+        powers = (weights, weights * wanted, weights * wanted**2)
+        self._counts, self._sums, self._squares = (np.concatenate([[0.0], np.cumsum(power)]) for power in powers)
+
+    def of(self, low: Array | float, high: Array | float) -> Array:
+        """Between what the function makes of the values and of their codes, of every range [low, high].
+
+        What cannot be told from rounding in these sums is 0, so that equal ranges are equally good.
+        """
+        scale, zero_point = (each[:, None].astype(np.float64) for each in affine.scale_and_zero_point(low, high))
+        codes = np.arange(affine.U8[0], affine.U8[1] + 1)
+        back = self._read(affine.values(codes, scale, zero_point))
+        borders = np.searchsorted(self._centers, affine.values(codes[:-1] + 0.5, scale, zero_point))
+        ends = np.pad(borders, ((0, 0), (1, 1)), constant_values=((0, 0), (0, len(self._centers))))
+        counts, sums, squares = (np.diff(of[ends]) for of in (self._counts, self._sums, self._squares))
+        found = (squares - 2 * back * sums + back**2 * counts).sum(1)
+        return np.where(found > INEXACT * self._squares[-1], found, 0.0)
 
 
 def _divergence(centers: Array, weights: Array, low: float, high: float) -> float:

@@ -80,6 +80,10 @@ class LayerMatrix:
         flat = data.reshape(-1, data.shape[-1])
         return flat[_drawn(len(flat), most, rng)][:, None]
 
+    def summed(self, data: Array) -> Array:
+        """`data` with its rows added up to one, whose columns are the sums of theirs."""
+        return np.asarray(data.sum(1 if self.node.attributes.get_int("transA", 0) else 0, keepdims=True))
+
     @property
     def _kernel(self) -> tuple[int, ...]:
         return self.layer.weight_shape[2:]

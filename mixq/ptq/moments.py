@@ -21,7 +21,7 @@ from mixq.ptq.state import Material, Prepared
 from mixq.task import Array
 
 SAMPLES = 2**15  # output positions of a layer that are looked at, over all batches
-MEAN_SAMPLES = 2**13  # a mean settles sooner than products do
+POSITIONS = 2**13  # of the mean input of a layer
 MOST_COLUMNS = 4608  # 3 × 3 × 512: of inputs whose products are kept together; their number grows with the square
 MOST_BYTES = 2**28  # of the activations of one batch that are held at a time
 
@@ -95,19 +95,23 @@ def joined(values: Array, columns: int) -> Array:
 
 
 def mean_columns(prepared: Prepared, material: Material, layers: Sequence[Layer]) -> dict[str, Array]:
-    """E x̂ of `layers`, each (groups, columns)."""
+    """E x̂ of `layers`, each (groups, columns), over all rows; of large inputs at POSITIONS positions."""
     matrices = matrices_of(prepared.graph, layers)
-    sums = dict.fromkeys(matrices, np.zeros(()))
-    counts = dict.fromkeys(matrices, 0)
+    sums: dict[str, dict[tuple[int, ...], Array]] = {name: {} for name in matrices}  # of rows of each shape
+    sizes = dict.fromkeys(matrices, 0)
     quantized = int8_inputs(prepared, material, layers)
-    most = max(1, MEAN_SAMPLES // len(material.batches))
-    for number, batch in enumerate(material.batches):
+    for batch in material.batches:
         values = quantized(batch)
         for name, matrix in matrices.items():
-            columns = matrix.columns(values[name], most, np.random.default_rng([material.seed, number]))
-            sums[name] = sums[name] + columns.sum(0, dtype=np.float64)
-            counts[name] += len(columns)
-    return {name: total / counts[name] for name, total in sums.items()}
+            row = matrix.summed(values[name])
+            sums[name][row.shape] = sums[name].get(row.shape, np.float32(0)) + row
+            sizes[name] += values[name].size
+    means = {}
+    for name, matrix in matrices.items():
+        draw = partial(np.random.default_rng, material.seed)
+        columns = [row.size * matrix.columns(row, POSITIONS, draw()).mean(0, np.float64) for row in sums[name].values()]
+        means[name] = np.asarray(sum(columns) / sizes[name])
+    return means
 
 
 def matrices_of(graph: Graph, layers: Iterable[Layer]) -> dict[str, LayerMatrix]:

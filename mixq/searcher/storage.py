@@ -237,7 +237,7 @@ def _alone(url: str) -> Iterator[None]:
     with ExitStack() as held:
         path = sqlite_file(url)
         if path is not None:
-            with suppress(OSError):  # then the database cannot be written either, and says why
+            with suppress(InputError):  # then the database cannot be written either, and says why
                 held.enter_context(_file_turn(_lock_of(path)))
         elif _kind(url) == POSTGRESQL:
             engine = _kept_connection(url)
@@ -252,17 +252,20 @@ def _lock_of(path: Path) -> Path:
 
 
 def _file_turn_at(path: Path) -> Turn:
-    try:
-        with _file_turn(path):
-            return lambda: _file_turn(path)
-    except OSError as error:
-        raise InputError(f"several workers need a folder whose files can be locked: {path}: {error}") from None
+    with _file_turn(path):
+        return lambda: _file_turn(path)
 
 
 @contextmanager
 def _file_turn(path: Path) -> Iterator[None]:
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        try:
+            fcntl.flock(held.enter_context(path.open("ab")), fcntl.LOCK_EX)
+        except OSError as error:
+            raise InputError(
+                f"cannot lock {path}: {error.strerror or error}; the study needs a folder that you may write to and "
+                "whose files can be locked"
+            ) from None
         yield
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from mixq import affine
 from mixq.calibration import OBSERVERS, TensorStatistics, get_observer
-from mixq.calibration.observers import MSE, Entropy, MinMax, Percentile
+from mixq.calibration.observers import MSE, Entropy, Function, MinMax, Percentile
 from mixq.errors import InputError
 from mixq.task import Array
 
@@ -91,6 +91,24 @@ def test_mse_clips_an_outlier_that_costs_more_than_it_is_worth() -> None:
 
 def leaky(values: Array) -> Array:
     return np.where(values < 0, 0.1 * values, values)
+
+
+@pytest.mark.parametrize("read", [None, leaky], ids=["itself", "leaky"])
+@data
+def test_mse_finds_what_going_through_all_bins_and_ends_finds(values: Array, read: Function | None) -> None:
+    found = statistics(values)
+    centers = np.clip(found.centers(), found.low, found.high)
+    reading = read or np.asarray
+
+    def error(low: float, high: float) -> float:
+        back = affine.fake_quantize(centers, affine.asymmetric(low, high), affine.U8).astype(np.float64)
+        return float(found.counts @ np.square(reading(centers) - reading(back)))
+
+    low, high, fractions = min(found.low, 0.0), max(found.high, 0.0), np.linspace(1, 0.3, 40)
+    for _ in range(2):
+        high = min(high * fractions, key=lambda end: error(low, end))
+        low = min(low * fractions, key=lambda end: error(end, high))
+    assert error(*MSE().range(found, read)) == pytest.approx(error(low, high), rel=1e-3)
 
 
 @pytest.mark.parametrize(("name", "share"), [("normal", 1.001), ("uniform", 1.001), ("heavy", 0.7)])

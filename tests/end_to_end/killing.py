@@ -31,6 +31,10 @@ of_the_whole_set = pytest.mark.skipif(not os.environ.get(WHOLE_SET), reason=f"mi
 # Large enough not to be used up; every configuration is good enough to be exported, where it is small.
 SPACE = """
 precisions: [fp32, bf16, fp16, int8]
+rest: [fp32, bf16, fp16]
+recipes:
+  mse: [{name: calibrate}]
+  all: [{name: calibrate, params: {activations: minmax}}]
 objectives: [size, latency]
 constraints: {max_drop: 1}
 """

@@ -44,6 +44,11 @@ def assert_the_product_is_the_layer(graph: Graph, inputs: dict[str, Array], chan
     matrix = only_matrix(graph)
     weight = graph.weight(matrix.layer.weight)
     np.testing.assert_array_equal(matrix.weight(matrix.rows(weight)), weight)
+    every, summed = (
+        matrix.columns(values, EVERYTHING, np.random.default_rng(0)).sum(0)
+        for values in (inputs["x"], matrix.summed(inputs["x"]))
+    )
+    np.testing.assert_allclose(summed, every, atol=1e-3)
 
 
 def convolution(op: str, sizes: tuple[int, ...], weight: tuple[int, ...], channels: int, **attributes: Any) -> Graph:

@@ -99,6 +99,14 @@ def test_means_of_layers_seen_together_are_those_seen_alone() -> None:
         np.testing.assert_allclose(alone[layer.name], together[layer.name], rtol=1e-5)
 
 
+def test_means_are_over_the_positions_of_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "int8_inputs", lambda *_: lambda batch: {"first": batch["x"]})
+    batches = (images(5, 4, size=6), images(3, 4, size=8), images(2, 4, size=6, seed=1))
+    want = np.concatenate([patches("first", batch["x"]) for batch in batches]).mean(0)
+    found = mean_columns(prepared(), Material(batches, ort_run, ORT.placement), [graph().by_name["first"]])
+    np.testing.assert_allclose(found["first"], want, atol=1e-5)
+
+
 def sampled(seed: int) -> Moments:
     return collected("second", Material(BATCHES, ort_run, ORT.placement, seed=seed))
 
