@@ -107,15 +107,15 @@ class Lead:
         known = read_trials(self.job.study)
         if again := self.job.lost.clear_up(known):
             self.progress.warn(f"{again} trial(s), whose process is gone, are tried again")
-        before = self.job.exported_id
+        before = self.job.best()
         new = self.job.update(known)
         for trial in new:
             self.progress.event("trial", trial_values(trial))
             bar.step(_standing(self.job))
             if trial.state == "failed":
                 self.progress.warn(f"trial {trial.number} failed: {trial.reason}")
-        best = self.job.best() if self.job.exported_id != before else None
-        if best is not None:
+        best = self.job.best()
+        if best is not None and (before is None or best.config.id != before.config.id):
             self.progress.event("best", trial_values(best))
         return bool(new or again)
 

@@ -23,7 +23,7 @@ Start = tuple[str, Params]
 
 
 def uniform_starts(choices: Choices) -> list[Start]:
-    """FP32, which is at hand, then the most promising first, without repetition. They need no analysis."""
+    """The most promising first, FP32 at once after it, without repetition. They need no analysis."""
     return _distinct(choices, _uniform(choices))
 
 
@@ -49,6 +49,7 @@ def _distinct(choices: Choices, starts: Iterable[Start]) -> list[Start]:
 
 def _uniform(choices: Choices) -> Iterator[Start]:
     cheapest = _cheapest(choices)
+    yield _uniform_start(choices, cheapest, choices.rest[0])
     if FP32 in _schemes(choices):
         yield _uniform_start(choices, FP32, choices.rest[0])
     untrained = [scheme for scheme in _schemes(choices) if scheme.stage is not Stage.QAT or scheme == cheapest]

@@ -104,7 +104,7 @@ def test_the_storage_may_stand_in_the_environment(
 ) -> None:
     """Unless the job names one."""
     monkeypatch.setenv("MIXQ_STORAGE", "sqlite:///elsewhere.db")
-    path = job_of(files, 1)
+    path = job_of(files)
     assert cli.main(["run", str(path), "--quiet"]) == cli.FOUND
     assert Path("elsewhere.db").is_file()
     path.write_text(path.read_text(encoding="utf-8") + "storage: garbage\n", encoding="utf-8")
@@ -113,7 +113,7 @@ def test_the_storage_may_stand_in_the_environment(
 
 @pytest.mark.usefixtures("here")
 def test_what_a_task_prints_is_no_event(files: Path, capfd: pytest.CaptureFixture[str]) -> None:  # noqa: F811
-    path = job_of(files, 1)
+    path = job_of(files)
     text = path.read_text(encoding="utf-8").replace("task.py:Tiny", "loud.py:Loud")
     path.write_text(text, encoding="utf-8")
     loud = "from task import Tiny\n\n\nclass Loud(Tiny):\n    def __init__(self):\n        print('hello')\n"
