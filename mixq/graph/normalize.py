@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +29,7 @@ from mixq.graph.pooling import mean_to_global_average_pool
 OPSET = 21  # the newest that both runtimes take without reservations
 IR_VERSION = 10
 OLDEST_OPSET = 13
+FOLDED = 3  # nodes behind a layer that may have been folded into it
 
 
 def normalize(model: ir.Model) -> ir.Model:
@@ -40,6 +43,7 @@ def normalize(model: ir.Model) -> ir.Model:
     for node in model.graph:
         node.name = node.name or node.outputs[0].name  # a name that the user may know from the file
     RemoveInitializersFromInputsPass()(model)
+    written = _written(model)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     onnxscript.optimizer.optimize(model)
     model = onnxscript.rewriter.rewrite(model)
@@ -49,11 +53,48 @@ def normalize(model: ir.Model) -> ir.Model:
     make_pads_explicit(model)
     replace_constant_lookups(model)
     RemoveUnusedNodesPass()(model)
+    _name_as_written(model, written)
     NameFixPass()(model)
     add_missing_biases(model)
     model.ir_version = IR_VERSION
     _refuse_bad_weights(model)
     return model
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A node as it stood in the file."""
+
+    name: str
+    op_type: str
+    input: str | None
+
+
+def _written(model: ir.Model) -> dict[str, _Written]:
+    """The nodes by the names of their first outputs."""
+    return {
+        str(node.outputs[0].name): _Written(
+            str(node.name), node.op_type, node.inputs[0].name if node.inputs[0] else None
+        )
+        for node in model.graph
+        if node.inputs
+    }
+
+
+def _name_as_written(model: ir.Model, written: Mapping[str, _Written]) -> None:
+    """Give nodes that a rewriting made anew, with other names, that of the node whose work they do.
+
+    It is the nearest of their kind at their output or before it, as where a normalization was folded.
+    """
+    kept = {node.name for node in model.graph}
+    for node in model.graph:
+        found = written.get(str(node.outputs[0].name))
+        for _ in range(FOLDED):
+            if found is None or found.op_type == node.op_type:
+                break
+            found = written.get(str(found.input))
+        if found is not None and found.op_type == node.op_type and found.name not in kept:
+            node.name = found.name
 
 
 def strip(model: ir.Model) -> None:

@@ -115,6 +115,23 @@ def test_an_onnx_file_is_captured(tmp_path: Path) -> None:
     np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-6)
 
 
+def test_layers_keep_the_names_that_they_have_in_the_file(tmp_path: Path) -> None:
+    """Where their node is made anew, too: a bias of zeros is dropped, a batch norm folded."""
+    net = Net(4, 8, 8, name="image")
+    net.op("Conv", "image", net.weight("w", 6, 4, 3, 3), net.constant("zeros", np.zeros(6, np.float32)), name="first")
+    net.op("Conv", "first", net.weight("v", 5, 6, 3, 3), name="second")
+    statistics = [net.constant(name, np.linspace(1, 2, 5, dtype=np.float32)) for name in ("s", "b", "m", "var")]
+    net.op("BatchNormalization", "second", *statistics, name="normal")
+    net.channels["normal"] = 5
+    model = net.model(net.gemm(net.pooled("normal"), 5, 3, "head"))
+    for node in model.graph.node:
+        node.name = f"the {node.name}"
+    found = capture(saved(tmp_path, model), images(3, 4, name="image"), ort_run)
+    assert found.layer_names == ["the first", "the second", "the head"]
+    onnx.save(proto(found), tmp_path / "again.onnx")
+    assert capture(tmp_path / "again.onnx", images(3, 4, name="image"), ort_run).layer_names == found.layer_names
+
+
 def test_the_fingerprint_is_that_of_the_weights(tmp_path: Path) -> None:
     first, again, other = (captured(small(seed), EXAMPLE) for seed in (0, 0, 1))
     assert first.fingerprint == again.fingerprint
