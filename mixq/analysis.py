@@ -13,8 +13,9 @@ from mixq.launch import analyze_with_bar
 from mixq.progress import Progress
 from mixq.searcher.choices import Choices
 from mixq.searcher.cost import take_profiles
-from mixq.searcher.guidance import sampler_of
+from mixq.searcher.guidance import guide_of, planned_starts
 from mixq.searcher.run import enqueue
+from mixq.searcher.samplers import get_sampler
 from mixq.searcher.stop import Ending
 from mixq.searcher.study import load_profiles, load_sensitivity, store_profiles, store_sensitivity
 from mixq.searcher.warmstart import ANALYZED, analyzed_starts
@@ -71,10 +72,13 @@ def guide_job(job: SearchJob, progress: Progress, check: Check | None = None) ->
     with job.evaluator.turns.working():
         job.sensitivity = _analyzed(job, progress, check)
         _take_profiles(job)
-    seed = job.seed + len(job.study.trials)
-    job.study.sampler = sampler_of(job.study, job.choices, job.evaluator.graph, job.space, seed)
+    study, choices, seed = job.study, job.choices, job.seed + len(job.study.trials)
+    guide = guide_of(study, choices, job.evaluator.graph, job.space)
+    study.sampler = get_sampler(job.space.sampler, choices, guide, seed)
     passed = any(trial.feasible and trial.config.layers_with(Precision.INT8) for trial in job.trials)
-    enqueue(job.study, ANALYZED, analyzed_starts(job.choices, job.sensitivity, recipes_first=not passed))
+    planned = [] if passed else planned_starts(study, choices, guide, seed)
+    starts = analyzed_starts(choices, job.sensitivity, recipes_first=not passed)
+    enqueue(study, ANALYZED, [*planned, *starts])
 
 
 def _analyzed(job: SearchJob, progress: Progress, check: Check | None) -> Sensitivity:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from mixq.config import (
@@ -65,6 +65,12 @@ class Choices:
         for values in self.categories().values():
             total *= len(values)
         return total
+
+    @property
+    def untrained(self) -> Choices:
+        """The same without training, but for units that have nothing else."""
+        kept = ((unit, tuple(s for s in unit.schemes if s.stage is not Stage.QAT)) for unit in self.units)
+        return replace(self, units=tuple(replace(unit, schemes=schemes or unit.schemes) for unit, schemes in kept))
 
     def config(self, params: Mapping[str, str]) -> MixedPrecisionConfig:
         """The configuration that a full set of parameters stands for."""

@@ -21,6 +21,7 @@ from mixq.searcher.study import EVALUATION, GLIMPSE, is_feasible
 SPREAD = 0.3  # of the logarithm of the error that is aimed at
 SHARES = tuple(np.geomspace(0.02, 2.0, 21).tolist())  # of a layer's error, that training may leave
 STEP_DOWN = 4.0  # below the least error that failed, where nothing with an error passed yet
+FIRST_SHARES = (1 / 16, 1 / 4)  # the one more likely to pass comes first
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,30 @@ class Planner:
 
     def propose(self, trials: Sequence[FrozenTrial], rng: np.random.Generator) -> Params:
         """The cheapest parameters, by a draw of the costs, within an error drawn around that where trials fail."""
+        self._learn(trials)
+        recipe = self._best_recipe(rng)
+        limit = self._limit() * float(np.exp(SPREAD * rng.standard_normal())) / self._factor(recipe)
+        return self._cheapest(self._choices, recipe, limit, rng)
+
+    def first(self, trials: Sequence[FrozenTrial], rng: np.random.Generator) -> list[Params]:
+        """Where trials have failed: the cheapest within FIRST_SHARES of the least error of these, by the first recipe.
+
+        Untrained. A network that is quantized in part is at hand so before a longer recipe is done, or ladders climbed.
+        """
+        self._learn(trials)
+        recipe = next(iter(self._choices.recipes))
+        failed = [tried.predicted for tried in self._tried if not tried.passed and tried.predicted > 0]
+        untrained = self._choices.untrained
+        return [self._cheapest(untrained, recipe, share * min(failed), rng) for share in FIRST_SHARES if failed]
+
+    def _learn(self, trials: Sequence[FrozenTrial]) -> None:
         for trial in trials:
             if trial.number not in self._seen:
                 self._look_at(trial)
         self._learn_training()
-        recipe = self._best_recipe(rng)
-        factor = self._factor(recipe)
-        limit = self._limit() * float(np.exp(SPREAD * rng.standard_normal())) / factor
+
+    def _cheapest(self, choices: Choices, recipe: str, limit: float, rng: np.random.Generator) -> Params:
+        """By a draw of the costs; limit: of the predicted error."""
         if self._prices is None:
             self._cost.fit(self._observations, rng)
         prices = self._prices or Prices(
@@ -65,7 +83,7 @@ class Planner:
             lambda a, b: self._cost.term("border", a, b),
             self._cost.crossings,
         )
-        return cheapest_within(self._choices, prices, self.errors, limit, self._fixed(recipe))
+        return cheapest_within(choices, prices, self.errors, limit, self._fixed(recipe))
 
     def _look_at(self, trial: FrozenTrial) -> None:
         found = trial.user_attrs.get(EVALUATION) or trial.user_attrs.get(GLIMPSE)

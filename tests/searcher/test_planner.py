@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import optuna
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from mixq.config import Stage
 from mixq.searcher.choices import Params
 from mixq.searcher.guided import Guide
+from mixq.searcher.planner import FIRST_SHARES
 from mixq.searcher.samplers import distributions
 from mixq.searcher.study import EVALUATION
 from tests.searcher.toy import Toy, choices_of, space
@@ -66,3 +69,30 @@ def test_a_longer_training_that_leaves_less_is_proposed() -> None:
     ]
     found = planner.propose(trials, np.random.default_rng(0))
     assert found["qat.steps"] == "20"
+
+
+def test_the_first_proposals_are_the_fastest_within_shares_of_the_error_that_failed() -> None:
+    """Untrained ones, by trying all 32: every layer saves as much, so that the most layers are in INT8."""
+    failed, rng = trial(0, params({}), 2 * sum(TOY.errors), False), np.random.default_rng(0)
+    proposals = guide().planner.first([failed], rng)
+    assert len(proposals) == len(FIRST_SHARES)
+    for proposal, share in zip(proposals, FIRST_SHARES, strict=True):
+        within = [
+            sum(chosen)
+            for chosen in itertools.product((0, 1), repeat=5)
+            if np.dot(chosen, TOY.errors) <= share * sum(TOY.errors)
+        ]
+        schemes = [proposal[name] for name in TOY.names]
+        assert set(schemes) <= {"fp32", "int8"}
+        assert schemes.count("int8") == max(within)
+        assert sum(e for e, s in zip(TOY.errors, schemes, strict=True) if s == "int8") <= share * sum(TOY.errors)
+
+
+def test_nothing_is_proposed_first_where_nothing_failed() -> None:
+    assert guide().planner.first([trial(0, params({}), sum(TOY.errors), True)], np.random.default_rng(0)) == []
+
+
+def test_units_that_only_train_keep_their_choice() -> None:
+    wanted = space(precisions=["int8"], stages=["qat"], training={"steps": [5], "learning_rate": [0.1]})
+    choices = choices_of(TOY, wanted)
+    assert choices.untrained == choices
