@@ -47,7 +47,7 @@ def test_a_study_of_something_else(
 
 def test_a_study_may_lie_in_a_folder_that_is_not_there_yet(files: Path) -> None:
     own = str(Path("out/studies/own.db").absolute())
-    assert cli.main([*search(files), "--storage", f"sqlite:///{own}"]) == cli.FOUND
+    assert cli.main([*search(files, trials=2), "--storage", f"sqlite:///{own}"]) == cli.FOUND
     assert Path(own).exists()
     assert not Path("out/study.db").exists()
 

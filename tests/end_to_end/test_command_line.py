@@ -40,7 +40,7 @@ def test_what_onnx_runtime_reports_a_plain_session_gives(commanded: Path) -> Non
 def test_what_a_runtime_cannot_run_is_said_once(
     commanded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--runtime", "onnxruntime", "--trials", "1", "--tracking", "none")
+    options = ("--runtime", "onnxruntime", "--trials", "2", "--tracking", "none")
     space = written(tmp_path, SPACE)
     assert command("search", TASK, "--space", space, "--out", tmp_path / "out", *options) == 0
     shown = capsys.readouterr().err

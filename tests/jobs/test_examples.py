@@ -30,12 +30,12 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "space.yaml").write_text("precisions: [fp32, int8]\nconstraints: {max_drop: 1}\n", encoding="utf-8")
     job = (
         "task: ../../task.py:Exported\nspace: ../../space.yaml\nout: ../../runs/out\n"
-        "budget: {trials: 1}\ntracking: none\n"
+        "budget: {trials: 2}\ntracking: none\n"
     )
     for name, text in {
         "experiments/jobs/digits.yaml": job,
         ".venv/bin/mixq": MIXQ.format(python=sys.executable, more=""),
-        "bin/mixq": MIXQ.format(python=sys.executable, more="--trials 1 --tracking none"),
+        "bin/mixq": MIXQ.format(python=sys.executable, more="--trials 2 --tracking none"),
         "bin/srun": SRUN,
     }.items():
         path = tmp_path / name
@@ -126,7 +126,7 @@ def test_workers_wait_for_their_search_and_end_with_it(project: Path, monkeypatc
     monkeypatch.chdir(project)
     monkeypatch.setattr(sys, "path", [*sys.path])
     search = ["search", "task.py:Exported", "--space", "space.yaml", "--out", "runs/out", "--study", STUDY["STUDY"]]
-    options = ["--storage", STUDY["MIXQ_STORAGE"], "--trials", "1", "--tracking", "none", "--quiet"]
+    options = ["--storage", STUDY["MIXQ_STORAGE"], "--trials", "2", "--tracking", "none", "--quiet"]
     wrong = {**STUDY, "TASK": "task.py:Missing"}
     with ThreadPoolExecutor() as pool:
         early, unfit = (
