@@ -14,7 +14,7 @@ from mixq.progress import Progress
 from mixq.searcher.choices import Choices
 from mixq.searcher.cost import take_profiles
 from mixq.searcher.guidance import guide_of, planned_starts
-from mixq.searcher.run import enqueue
+from mixq.searcher.run import enqueue, is_queued
 from mixq.searcher.samplers import get_sampler
 from mixq.searcher.stop import Ending
 from mixq.searcher.study import load_profiles, load_sensitivity, store_profiles, store_sensitivity
@@ -75,6 +75,8 @@ def guide_job(job: SearchJob, progress: Progress, check: Check | None = None) ->
     study, choices, seed = job.study, job.choices, job.seed + len(job.study.trials)
     guide = guide_of(study, choices, job.evaluator.graph, job.space)
     study.sampler = get_sampler(job.space.sampler, choices, guide, seed)
+    if is_queued(study, ANALYZED):
+        return
     passed = any(trial.feasible and trial.config.layers_with(Precision.INT8) for trial in job.trials)
     planned = [] if passed else planned_starts(study, choices, guide, seed)
     starts = analyzed_starts(choices, job.sensitivity, recipes_first=not passed)

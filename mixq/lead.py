@@ -114,7 +114,7 @@ class Lead:
             bar.step(_standing(self.job))
             if trial.state == "failed":
                 self.progress.warn(f"trial {trial.number} failed: {trial.reason}")
-        best = self.job.best()
+        best = self.job.best() if new else before
         if best is not None and (before is None or best.config.id != before.config.id):
             self.progress.event("best", trial_values(best))
         return bool(new or again)

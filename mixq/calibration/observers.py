@@ -123,7 +123,7 @@ class _SquaredErrors:
         back = self._read(affine.values(codes, scale, zero_point))
         borders = np.searchsorted(self._centers, affine.values(codes[:-1] + 0.5, scale, zero_point))
         ends = np.pad(borders, ((0, 0), (1, 1)), constant_values=((0, 0), (0, len(self._centers))))
-        counts, sums, squares = (np.diff(of[ends]) for of in (self._counts, self._sums, self._squares))
+        counts, sums, squares = (np.diff(so_far[ends]) for so_far in (self._counts, self._sums, self._squares))
         found = (squares - 2 * back * sums + back**2 * counts).sum(1)
         return np.where(found > INEXACT * self._squares[-1], found, 0.0)
 

@@ -88,13 +88,19 @@ def _name_as_written(model: ir.Model, written: Mapping[str, _Written]) -> None:
     """
     kept = {node.name for node in model.graph}
     for node in model.graph:
-        found = written.get(str(node.outputs[0].name))
-        for _ in range(FOLDED):
-            if found is None or found.op_type == node.op_type:
-                break
-            found = written.get(str(found.input))
-        if found is not None and found.op_type == node.op_type and found.name not in kept:
-            node.name = found.name
+        name = _name_in_file(node, written)
+        if name is not None and name not in kept:
+            node.name = name
+
+
+def _name_in_file(node: ir.Node, written: Mapping[str, _Written]) -> str | None:
+    output = node.outputs[0].name
+    for _ in range(1 + FOLDED):
+        found = written.get(str(output))
+        if found is None or found.op_type == node.op_type:
+            return None if found is None else found.name
+        output = found.input
+    return None
 
 
 def strip(model: ir.Model) -> None:

@@ -25,7 +25,7 @@ def guide_of(study: Study, choices: Choices, graph: Graph, space: SearchSpace) -
 
 
 def sampler_of(study: Study, choices: Choices, graph: Graph, space: SearchSpace, seed: int) -> BaseSampler:
-    """The space's."""
+    """The space's. Raises ValueError where the layers were not analyzed yet."""
     return get_sampler(space.sampler, choices, guide_of(study, choices, graph, space), seed)
 
 

@@ -65,11 +65,11 @@ def test_a_job_that_is_missing(tmp_path: Path) -> None:
         load_job(tmp_path / "job.yaml")
 
 
-def job_of(folder: Path, trials: int = 2) -> Path:
+def job_of(folder: Path) -> Path:
     """A job beside the user's files, whose results lie in the current folder."""
     text = NEEDED.replace("out: out", f"out: {Path.cwd()}/out")
     path = folder / "job.yaml"
-    path.write_text(f"{text}budget: {{trials: {trials}}}\nstudy: tiny\ntracking: none\n", encoding="utf-8")
+    path.write_text(f"{text}budget: {{trials: 2}}\nstudy: tiny\ntracking: none\n", encoding="utf-8")
     return path
 
 
