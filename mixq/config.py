@@ -158,7 +158,8 @@ class Training(_Value):
     steps: batches; learning_rate: how far one step moves a weight at most, ÷ its quantization step, where nothing is
     left of the outputs; less where more is left (`mixq.qat.course`), so that one rate suits most networks; bank: steps
     of the start that all configurations share, 0 for none; scales: whether the quantization steps are learned too, or
-    stay as calibrated.
+    stay as calibrated; hints: how much the tensors between the blocks of the network count, where its outputs count 1
+    (a Task's own loss stands alone).
     """
 
     steps: int = Field(ge=1)
@@ -166,6 +167,7 @@ class Training(_Value):
     seed: int = Field(default=0, ge=0)
     bank: int = Field(default=0, ge=0)
     scales: bool = True
+    hints: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 
 _WRITTEN = "give a best.json that a search or an export wrote"

@@ -83,7 +83,12 @@ class Evaluator:
 
         data, task = self.data.training, self.task
         return Lessons(
-            data.batches, self._teacher, data.targets, loss_of(task), lambda: data.fingerprint() + loss_source(task)
+            data.batches,
+            self._run_fp32,
+            lambda: self.reference.model,
+            data.targets,
+            loss_of(task),
+            lambda: data.fingerprint() + loss_source(task),
         )
 
     def keep_in(self, store: ArrayStore) -> None:
@@ -358,10 +363,6 @@ class Evaluator:
     @cached_property
     def _reference_call(self) -> Callable[[], None]:
         return self._ready_for_latency(self.reference)[1]
-
-    @cached_property
-    def _teacher(self) -> Callable[[Inputs], Outputs]:
-        return self._run_fp32(self.reference.model)
 
     def _view_fp32(self, model: bytes) -> Callable[[Inputs], Outputs]:
         return self.runtime.compile(model, machine.cores()).view

@@ -39,6 +39,30 @@ def find_cuts(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Cut]:
     return found
 
 
+def joints(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Cut]:
+    """Cuts through one tensor: all that layers before have computed passes it on its way to a layer behind.
+
+    The last one between two layers; what reaches layers from the inputs without a layer before it, as a mask does, does
+    not count. These are the borders of residual blocks, of transformer layers, of the layers of a plain chain.
+    """
+    nodes = list(graph.model.graph)
+    index = {node: position for position, node in enumerate(nodes)}
+    computed: dict[str, ir.Value] = {}
+    for node in nodes:
+        if str(node.name) in graph.by_name or any(v is not None and str(v.name) in computed for v in node.inputs):
+            computed |= {str(value.name): value for value in node.outputs}
+    spans = {name: _span(value, index, len(nodes)) for name, value in computed.items()}
+    found: dict[int, Cut] = {}
+    layers = 0
+    for position in range(1, len(nodes)):
+        layers += str(nodes[position - 1].name) in graph.by_name
+        crossing = [name for name, (made, last) in spans.items() if made < position <= last]
+        if len(crossing) == 1 and _batched(computed[crossing[0]], shapes):
+            (name,) = crossing
+            found[layers] = Cut(position, (name,), math.prod(shapes[name]))
+    return [cut for before, cut in found.items() if before < len(graph.layers)]
+
+
 def tail(model: ir.Model, tensors: Sequence[str], outputs: Sequence[str] = ()) -> ir.Model:
     """A copy that reads `tensors` as its inputs and gives `outputs` (by default the graph's own)."""
     copy = model.clone()

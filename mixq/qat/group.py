@@ -20,7 +20,7 @@ import torch.distributed
 
 from mixq.errors import InputError, first_line
 from mixq.graph.model import deserialize
-from mixq.qat.loss import Lessons, distance
+from mixq.qat.loss import Hints, Lessons, distance
 from mixq.qat.memory import reused
 from mixq.task import Inputs
 from mixq.twin import Twin
@@ -51,9 +51,12 @@ class Group:
             return torch.device("cpu")
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
-    def open(self, model: Callable[[], bytes], names: Collection[str], tied: Mapping[str, str]) -> None:
-        """Let the followers build the twin that this process has."""
-        self._tell({"names": list(names), "tied": dict(tied)}, model)
+    def open(
+        self, model: Callable[[], bytes], names: Collection[str], tied: Mapping[str, str], hints: Hints | None
+    ) -> None:
+        """Let the followers build the twin that this process has, and learn from what it does."""
+        told = {} if hints is None else {"hints": {"tensors": hints.tensors, "weight": hints.weight}}
+        self._tell({"names": list(names), "tied": dict(tied), **told}, model, lambda: hints.model if hints else b"")
 
     def close(self) -> None:
         """Let the followers go."""
@@ -72,16 +75,19 @@ class Group:
     def follow(self, lessons: Lessons) -> None:
         """Do what the first process says until it closes the group."""
         twin: Twin | None = None
+        wanted = lessons
         while True:
-            message, model = self._hear()
+            message, model, teacher = self._hear()
             if "stop" in message:
                 return
             if "names" in message:
+                hints = message.get("hints")
+                wanted = lessons.hinted(hints and Hints(tuple(hints["tensors"]), hints["weight"], teacher))
                 twin = Twin(deserialize(model), message["names"], message["tied"]).to(self.device)
             elif twin is not None:
                 for parameter in twin.parameters():
                     parameter.grad = None
-                self._share(twin, lessons, message["batch"], message["skipped"])
+                self._share(twin, wanted, message["batch"], message["skipped"])
 
     def _share(self, twin: Twin, lessons: Lessons, index: int, skipped: Collection[str]) -> float:
         """The part of this process: parameters from the first one, gradients to it."""
@@ -110,18 +116,18 @@ class Group:
     def _tensors(self, inputs: Inputs, part: slice) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(np.array(value[part])).to(self.device) for name, value in inputs.items()}
 
-    def _tell(self, message: Message, model: Callable[[], bytes] = bytes) -> None:
+    def _tell(self, message: Message, model: Callable[[], bytes] = bytes, teacher: Callable[[], bytes] = bytes) -> None:
         """To the followers, if there are any."""
         if self.size > 1:
-            for content in (json.dumps(message).encode(), model()):
+            for content in (json.dumps(message).encode(), model(), teacher()):
                 data = torch.from_numpy(np.frombuffer(content, np.uint8).copy()).to(self.device)
                 torch.distributed.broadcast(torch.tensor([len(content)], device=self.device), 0)
                 if len(content):
                     torch.distributed.broadcast(data, 0)
 
-    def _hear(self) -> tuple[Message, bytes]:
+    def _hear(self) -> tuple[Message, bytes, bytes]:
         parts = []
-        for _ in range(2):
+        for _ in range(3):
             length = torch.zeros(1, dtype=torch.int64, device=self.device)
             torch.distributed.broadcast(length, 0)
             data = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
@@ -129,7 +135,7 @@ class Group:
                 torch.distributed.broadcast(data, 0)
             parts.append(data.cpu().numpy().tobytes())
         message: Message = json.loads(parts[0])
-        return message, parts[1]
+        return message, parts[1], parts[2]
 
 
 ALONE = Group()

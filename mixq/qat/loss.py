@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
 
 from mixq.errors import InputError, MixqError, raised
-from mixq.graph.model import Run
+from mixq.graph.model import CompileRun
 from mixq.task import Inputs, Outputs, Task
 
 Tensors = Mapping[str, torch.Tensor]
@@ -20,11 +20,15 @@ Loss = Callable[[Tensors, "Answers"], torch.Tensor]
 
 @dataclass(frozen=True)
 class Answers:
-    """What a batch is to give: the FP32 model's outputs, their spread (over the whole batch), the Task's targets."""
+    """What a batch is to give: the FP32 model's outputs, their spread (over the whole batch), the Task's targets.
+
+    hints: the same of tensors inside the model, where these are to come close too.
+    """
 
     outputs: Tensors
     spreads: Mapping[str, float]
     targets: Any = None
+    hints: Answers | None = None
 
     @classmethod
     def of(cls, outputs: Outputs, targets: Any, device: torch.device | None = None) -> Answers:
@@ -40,7 +44,21 @@ class Answers:
     def rows(self, part: slice) -> Answers:
         """Those of some rows of the batch."""
         targets = None if self.targets is None else self.targets[part]
-        return Answers({name: value[part] for name, value in self.outputs.items()}, self.spreads, targets)
+        hints = None if self.hints is None else self.hints.rows(part)
+        return Answers({name: value[part] for name, value in self.outputs.items()}, self.spreads, targets, hints)
+
+
+@dataclass(frozen=True)
+class Hints:
+    """Tensors inside the network that are to come close to FP32's too (Romero et al. 2015, section 2.2).
+
+    model: in FP32, serialized, that gives them beside its outputs; weight: of their mean distance, where the loss of
+    the outputs counts 1.
+    """
+
+    tensors: tuple[str, ...]
+    weight: float
+    model: bytes
 
 
 class Lessons:
@@ -49,22 +67,54 @@ class Lessons:
     def __init__(
         self,
         batches: Sequence[Inputs],
-        teacher: Run,
+        compile_run: CompileRun,
+        model: Callable[[], bytes],
         targets: Sequence[Any] | None = None,
         loss: Loss | None = None,
         identity: Callable[[], str] = str,
     ) -> None:
-        """`loss`: by default `distance`; identity: what tells these lessons from others, where results are kept."""
+        """`model`: FP32's, serialized; loss: by default `distance`; identity: what tells these lessons from others,
+        where results are kept."""
         self.batches, self.loss, self.identity = batches, loss or distance, cache(identity)
-        self._teacher, self._targets = teacher, targets
+        self.compile_run, self._targets = compile_run, targets
+        self._teacher = cache(lambda: compile_run(model()))
         self._known: dict[int, Answers] = {}
+
+    @property
+    def distills(self) -> bool:
+        """Whether the loss is the distance from FP32's outputs, and not one that the Task brought."""
+        return self.loss is distance
 
     def answers(self, index: int, device: torch.device | None = None) -> Answers:
         """To a batch."""
         if index not in self._known:
             targets = None if self._targets is None else self._targets[index]
-            self._known[index] = Answers.of(self._teacher(self.batches[index]), targets, device)
+            self._known[index] = Answers.of(self._teacher()(self.batches[index]), targets, device)
         return self._known[index]
+
+    def hinted(self, hints: Hints | None) -> Lessons:
+        """These lessons, with the distance of `hints` in the loss."""
+        return self if hints is None else _Hinted(self, hints)
+
+
+class _Hinted(Lessons):
+    """Tensors are asked for at every step anew: of all batches they may be more than memory holds."""
+
+    def __init__(self, plain: Lessons, hints: Hints) -> None:
+        super().__init__(plain.batches, plain.compile_run, lambda: hints.model, identity=plain.identity)
+        self.loss = partial(_with_hints, plain.loss, hints.weight)
+        self._plain, self._hints = plain, hints
+
+    def answers(self, index: int, device: torch.device | None = None) -> Answers:
+        found = self._teacher()(self.batches[index])
+        inside = Answers.of({name: found[name] for name in self._hints.tensors}, None, device)
+        return replace(self._plain.answers(index, device), hints=inside)
+
+
+def _with_hints(loss: Loss, weight: float, outputs: Tensors, answers: Answers) -> torch.Tensor:
+    if answers.hints is None:
+        raise ValueError("these answers have no hints")
+    return loss(outputs, answers) + weight * distance(outputs, answers.hints)
 
 
 def distance(outputs: Tensors, answers: Answers) -> torch.Tensor:

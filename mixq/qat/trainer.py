@@ -22,13 +22,14 @@ from mixq import machine
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, Stage, Training
 from mixq.errors import MixqError
 from mixq.graph.lower import lower
-from mixq.graph.model import serialize
+from mixq.graph.model import serialize, with_outputs
 from mixq.graph.placement import Forms, Placement
 from mixq.graph.plan import Plan, make_plan
 from mixq.ptq import Prepared, Quantizer, parameters
 from mixq.qat.bank import sampled_skips
 from mixq.qat.course import Course, State, Trained, steady_steps
 from mixq.qat.group import Group
+from mixq.qat.hints import find_hints
 from mixq.qat.latent import with_latent_weights
 from mixq.qat.learned import learned, merged
 from mixq.qat.loss import Lessons
@@ -138,12 +139,17 @@ class Trainer:
         given = parameters(start, plan, config.layers_with(Precision.INT8))
         what = learned(graph, plan, config.qat_layers, int8, scales=settings.scales)
         model = lower(graph, config, plan, given, typed=self._typed(config), trainable=config.qat_layers)
+        hints = find_hints(
+            graph, config.qat_layers, self._lessons.batches[0], settings.hints if self._lessons.distills else 0
+        )
+        model = with_outputs(model, hints.tensors if hints else ())
         twin = Twin(model, what.names, what.tied)
-        self._group.open(lambda: serialize(model), what.names, what.tied)
+        self._group.open(lambda: serialize(model), what.names, what.tied, hints)
         scales = [*what.weight_scales, *what.data_scales]
         sampled = sampled_skips(twin, plan, int8, settings.seed) if skips else None
         units, floors = what.units(graph, plan, given), partial(what.least_scales, xp=torch)
-        course = Course(twin, self._lessons, settings, units, scales, floors, sampled, self._group)
+        lessons = self._lessons.hinted(hints)
+        course = Course(twin, lessons, settings, units, scales, floors, sampled, self._group)
 
         def back() -> Prepared:
             values = twin.parameter_values()
@@ -159,9 +165,7 @@ class Trainer:
         scheme = LayerScheme(precision=Precision.INT8, stage=Stage.QAT)
         fp32 = LayerScheme(precision=Precision.FP32)
         schemes = {name: scheme if name in self._trainable else fp32 for name in config.schemes}
-        wanted = Training(
-            steps=settings.bank, learning_rate=settings.learning_rate, seed=settings.seed, scales=settings.scales
-        )
+        wanted = settings.model_copy(update={"steps": settings.bank, "bank": 0})
         whole = MixedPrecisionConfig(model=config.model, schemes=schemes, recipe=config.recipe, training=wanted)
 
         def train() -> Trained:

@@ -119,7 +119,7 @@ def _trainings(space: SearchSpace) -> tuple[Training, ...]:
     if wanted is None:
         return ()
     return tuple(
-        Training(steps=steps, learning_rate=rate, seed=wanted.seed, bank=wanted.bank, scales=wanted.scales)
+        Training(**{**wanted.model_dump(), "steps": steps, "learning_rate": rate})
         for steps in wanted.steps
         for rate in wanted.learning_rate
     )

@@ -34,13 +34,14 @@ class Override(_Part):
 
 
 class TrainingSpace(_Part):
-    """Choices for quantization-aware training; `seed`, `bank` and `scales` are one for all, as in config.Training."""
+    """Choices for quantization-aware training; all but these are one for all, as in config.Training."""
 
     steps: tuple[int, ...] = Field(default=(100,), min_length=1)
     learning_rate: tuple[float, ...] = Field(default=(0.1,), min_length=1)
     seed: int = Field(default=0, ge=0)
     bank: int = Field(default=0, ge=0)
     scales: bool = True
+    hints: float = Field(default=1.0, ge=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _positive(self) -> TrainingSpace:

@@ -129,7 +129,7 @@ def test_no_pair_leaves_16_bits_in_training(scales: bool) -> None:
     rows = {"x": np.random.default_rng(1).normal(size=(8, 6, 6, 6)).astype(np.float32)}
     graph = net.graph("relu1", example=rows, ranks=[4])
     quantizer = Quantizer(graph, Material([rows], ort_run, PLACEMENT))
-    lessons = Lessons([rows], ort_run(serialize(graph.model)))
+    lessons = Lessons([rows], ort_run, lambda: serialize(graph.model))
     trainer = Trainer(quantizer, PLACEMENT, lessons, graph.layer_names, lambda _config: True)
     start = quantizer.prepared(RECIPES["mse"])
     trained = trainer.trained(all_qat(graph, Training(steps=30, learning_rate=1.0, scales=scales))).prepared

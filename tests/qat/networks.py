@@ -78,7 +78,7 @@ def trainer_of(graph: Graph, inputs: Inputs, batches: Sequence[Inputs], store: A
     placement = get_runtime("onnxruntime").placement
     quantizer = Quantizer(graph, Material([inputs], ort_run, placement))
     quantizer.store = store
-    lessons = Lessons(batches, ort_run(serialize(graph.model)))
+    lessons = Lessons(batches, ort_run, lambda: serialize(graph.model))
     return Trainer(quantizer, placement, lessons, graph.layer_names, lambda _config: True)
 
 

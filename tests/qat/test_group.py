@@ -26,7 +26,7 @@ def evaluated(config: Path, *launcher: str) -> dict[str, float]:
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     """The gradients are summed in another order, no more; the followers print nothing."""
-    config = all_trained(uneven(), Training(steps=12, learning_rate=0.1, bank=6))
+    config = all_trained(uneven(), Training(steps=12, learning_rate=0.1, bank=6, hints=1.0))
     path = tmp_path / "config.json"
     path.write_text(config.to_json(), encoding="utf-8")
     alone = evaluated(path)

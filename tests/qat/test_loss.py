@@ -121,7 +121,9 @@ def test_the_teacher_is_asked_once_a_batch() -> None:
         asked.append(len(inputs["x"]))
         return {"y": inputs["x"]}
 
-    lessons = Lessons([{"x": np.ones((3, 2), np.float32)}, {"x": np.ones((4, 2), np.float32)}], teacher)
+    lessons = Lessons(
+        [{"x": np.ones((3, 2), np.float32)}, {"x": np.ones((4, 2), np.float32)}], lambda _: teacher, bytes
+    )
     for _ in range(2):
         lessons.answers(0)
         lessons.answers(1)

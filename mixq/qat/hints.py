@@ -1,0 +1,27 @@
+"""Which tensors inside a network training brings close to FP32's, beside the outputs.
+
+Outputs alone say little of a few images to all the weights of a deep network, which then learn these images by heart;
+what stands between its blocks says more, and to each block what it is to give (as BRECQ, Li et al. 2021, section 3.2,
+reconstructs block by block).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from mixq.graph.cut import joints
+from mixq.graph.layers import row_shapes
+from mixq.graph.model import Graph, serialize, with_outputs
+from mixq.qat.loss import Hints
+from mixq.task import Inputs
+
+
+def find_hints(graph: Graph, trained: Collection[str], example: Inputs, weight: float) -> Hints | None:
+    """Those behind a trained layer, of the FP32 network `graph`; None where there are none or nothing is wanted."""
+    if not weight:
+        return None
+    position = {str(node.name): number for number, node in enumerate(graph.model.graph)}
+    first = min(position[name] for name in trained)
+    found = [cut for cut in joints(graph, row_shapes(graph.model, example)) if cut.position > first]
+    tensors = tuple(name for cut in found for name in cut.tensors)
+    return Hints(tensors, weight, serialize(with_outputs(graph.model, tensors))) if tensors else None
