@@ -11,7 +11,6 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from mixq import machine, measures
 from mixq.batches import run_batches
@@ -227,6 +226,8 @@ def _ranked(rows: Sequence[SensitivityRow]) -> tuple[SensitivityRow, ...]:
 
 
 def _mean_tau(groups: Sequence[Sequence[tuple[float | None, float]]]) -> float:
+    from scipy.stats import kendalltau  # half a second to import, and wanted at a search's end
+
     found = []
     for group in groups:
         pairs = [(measure, drop) for measure, drop in group if measure is not None]

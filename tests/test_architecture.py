@@ -127,3 +127,11 @@ def test_importing_mixq_is_fast_and_light() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert found[1] == "[]"
+
+
+def test_a_command_imports_what_is_heavy_when_it_is_wanted() -> None:
+    """Every worker and every command waits for its imports first."""
+    heavy = ("torch", "mlflow", "scipy", "matplotlib", "openvino", "onnxruntime")
+    code = f"import sys, mixq.cli, mixq.api; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "[]"

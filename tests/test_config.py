@@ -240,6 +240,14 @@ def test_training_is_given_exactly_with_qat() -> None:
             uniform("m", ["a"], scheme, training=given_training)
 
 
+def test_a_file_from_before_hints_is_of_a_training_without() -> None:
+    known = json.loads(uniform("m", ["a"], QAT, training=Training(steps=10, learning_rate=0.1)).to_json())
+    del known["training"]["hints"]
+    training = MixedPrecisionConfig.from_json(json.dumps(known)).training
+    assert training is not None
+    assert training.hints == 0
+
+
 LAYERS = ("first", "second", "head")
 
 

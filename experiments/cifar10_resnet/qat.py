@@ -83,8 +83,9 @@ def drop_table() -> str:
     for training in (SHORT, LONG, BANKED):
         bank = f" after {training.bank} shared ones" if training.bank else ""
         rows.append(_row(evaluator, f"QAT: {training.steps} steps{bank}", _config(evaluator, QUICK, training, layers)))
-    for training in (SHORT, LONG):
-        name = f"QAT: {training.steps} steps, from adaround"
+    for training in (SHORT, LONG, *(training.model_copy(update={"hints": 1.0}) for training in (SHORT, LONG))):
+        hints = ", with hints" if training.hints else ""
+        name = f"QAT: {training.steps} steps, from adaround{hints}"
         rows.append(_row(evaluator, name, _config(evaluator, (BEST, ADAROUND), training, layers)))
     head = ("way to INT8", "drop, search [95 %]", "drop, holdout [95 %]", "KL", "squared error", "seconds")
     return markdown(head, rows)

@@ -23,7 +23,7 @@ from mixq.evaluator import Evaluator
 from mixq.runtimes import get_runtime
 from mixq.task import Inputs
 
-TRAINING = Training(steps=850, learning_rate=0.1)
+TRAINING = Training(steps=500, learning_rate=0.1, hints=1.0)
 BATCH = 25
 COPIES = 1
 
@@ -72,8 +72,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     parser.add_argument("--steps", type=int, default=TRAINING.steps)
     parser.add_argument("--learning-rate", type=float, default=TRAINING.learning_rate)
+    parser.add_argument("--hints", type=float, default=TRAINING.hints, help="0: of the outputs alone")
     arguments = parser.parse_args()
-    training = Training(steps=arguments.steps, learning_rate=arguments.learning_rate)
+    training = Training(steps=arguments.steps, learning_rate=arguments.learning_rate, hints=arguments.hints)
     evaluator = Evaluator(EtinyNetViews(), get_runtime("openvino"))
     trained = _config(evaluator, RECIPES[TRAINED_FROM], training)
     # First, for the seconds of the steps that rows share count for the first of them.

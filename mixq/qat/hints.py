@@ -12,16 +12,15 @@ from collections.abc import Collection
 from mixq.graph.cut import joints
 from mixq.graph.layers import row_shapes
 from mixq.graph.model import Graph, serialize, with_outputs
-from mixq.qat.loss import Hints
-from mixq.task import Inputs
+from mixq.qat.loss import Hints, Lessons
 
 
-def find_hints(graph: Graph, trained: Collection[str], example: Inputs, weight: float) -> Hints | None:
-    """Those behind a trained layer, of the FP32 network `graph`; None where there are none or nothing is wanted."""
-    if not weight:
+def find_hints(graph: Graph, trained: Collection[str], lessons: Lessons, weight: float) -> Hints | None:
+    """Those behind a trained layer, of the FP32 network `graph`; None where there are none or none are wanted."""
+    if not weight or not lessons.distills:
         return None
     position = {str(node.name): number for number, node in enumerate(graph.model.graph)}
     first = min(position[name] for name in trained)
-    found = [cut for cut in joints(graph, row_shapes(graph.model, example)) if cut.position > first]
+    found = [cut for cut in joints(graph, row_shapes(graph.model, lessons.batches[0])) if cut.position > first]
     tensors = tuple(name for cut in found for name in cut.tensors)
     return Hints(tensors, weight, serialize(with_outputs(graph.model, tensors))) if tensors else None

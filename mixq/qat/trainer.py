@@ -139,9 +139,7 @@ class Trainer:
         given = parameters(start, plan, config.layers_with(Precision.INT8))
         what = learned(graph, plan, config.qat_layers, int8, scales=settings.scales)
         model = lower(graph, config, plan, given, typed=self._typed(config), trainable=config.qat_layers)
-        hints = find_hints(
-            graph, config.qat_layers, self._lessons.batches[0], settings.hints if self._lessons.distills else 0
-        )
+        hints = find_hints(graph, config.qat_layers, self._lessons, settings.hints)
         model = with_outputs(model, hints.tensors if hints else ())
         twin = Twin(model, what.names, what.tied)
         self._group.open(lambda: serialize(model), what.names, what.tied, hints)

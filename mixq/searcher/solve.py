@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from mixq.config import Stage
 from mixq.deltas import Interactions
@@ -147,6 +145,13 @@ class _Program:
 
     def solve(self) -> np.ndarray | None:
         """Values of all variables; None where there is no solution."""
+        from scipy.optimize import (
+            Bounds,
+            LinearConstraint,
+            milp,
+        )  # heavy, and not wanted before the layers are analyzed
+        from scipy.sparse import csr_array
+
         entries = [(value, number, column) for number, row in enumerate(self.rows) for column, value in row.items()]
         values, numbers, columns = zip(*entries, strict=True)
         matrix = csr_array((values, (numbers, columns)), shape=(len(self.rows), len(self.costs)))

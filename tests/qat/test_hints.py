@@ -35,21 +35,23 @@ def inside(graph: Graph, tensors: Sequence[str], batch: Inputs) -> Mapping[str, 
 
 
 def test_those_behind_a_trained_layer_are_wanted(graph: Graph) -> None:
+    lessons = Lessons(BATCHES, ort_run, lambda: serialize(graph.model))
+
     def tensors(*trained: str) -> tuple[str, ...]:
-        hints = find_hints(graph, trained, BATCHES[0], 1.0)
+        hints = find_hints(graph, trained, lessons, 1.0)
         return hints.tensors if hints else ()
 
     block, head = graph.by_name["left"].input, graph.by_name["head"].input
     assert tensors("stem", "right") == (block, head)
     assert tensors("right") == (head,)
     assert tensors("head") == ()  # behind it are the outputs alone
-    assert find_hints(graph, graph.layer_names, BATCHES[0], 0.0) is None
+    assert find_hints(graph, graph.layer_names, lessons, 0.0) is None
 
 
 def test_the_loss_is_that_of_the_outputs_and_the_weighted_mean_of_theirs(graph: Graph) -> None:
-    hints = find_hints(graph, graph.layer_names, BATCHES[0], 0.5)
-    assert hints is not None
     plain = Lessons(BATCHES, ort_run, lambda: serialize(graph.model))
+    hints = find_hints(graph, graph.layer_names, plain, 0.5)
+    assert hints is not None
     lessons = plain.hinted(hints)
     wanted = {**inside(graph, hints.tensors, BATCHES[1]), **ort_run(serialize(graph.model))(BATCHES[1])}
     rng = np.random.default_rng(0)
