@@ -25,9 +25,9 @@ def add_missing_biases(model: ir.Model) -> bool:
         if node.op_type == "ConvTranspose":
             channels *= attribute(node, "group", 1)
         node.resize_inputs(3)
-        node.replace_input_with(
-            2, add_initializer(model.graph, f"{node.name}.zero_bias", np.zeros(channels, np.float32))
-        )
+        # Named for the output, whose name stays the same when the network is written to a file, and read again.
+        name = f"{node.outputs[0].name}.zero_bias"
+        node.replace_input_with(2, add_initializer(model.graph, name, np.zeros(channels, np.float32)))
     return bool(missing)
 
 

@@ -41,7 +41,7 @@ class TrainingSpace(_Part):
     seed: int = Field(default=0, ge=0)
     bank: int = Field(default=0, ge=0)
     scales: bool = True
-    hints: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    hints: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _positive(self) -> TrainingSpace:

@@ -132,6 +132,31 @@ def test_layers_keep_the_names_that_they_have_in_the_file(tmp_path: Path) -> Non
     assert capture(tmp_path / "again.onnx", images(3, 4, name="image"), ort_run).layer_names == found.layer_names
 
 
+class NormalizedLate(torch.nn.Module):
+    """ReLU between a convolution without bias and its batch norm, twice with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 3, 3, padding=1, bias=False), torch.nn.BatchNorm2d(3)
+        self.norm.running_mean = torch.tensor([-0.5, 0.0, 0.5])
+        self.eval()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.norm(torch.relu(self.conv(image)))
+        found: torch.Tensor = self.norm(torch.relu(self.conv(x)))
+        return found
+
+
+def test_what_is_written_is_read_as_the_same(tmp_path: Path) -> None:
+    """A configuration for a torch network is one for the file that is made of it."""
+    torch.manual_seed(0)
+    found = capture(NormalizedLate(), images(3, name="image"), ort_run)
+    path = saved(tmp_path, proto(found))
+    again = capture(path, images(3, name="image"), ort_run)
+    assert again.fingerprint == found.fingerprint
+    assert serialize(again.model) == serialize(found.model)
+
+
 def test_the_fingerprint_is_that_of_the_weights(tmp_path: Path) -> None:
     first, again, other = (captured(small(seed), EXAMPLE) for seed in (0, 0, 1))
     assert first.fingerprint == again.fingerprint
