@@ -98,7 +98,7 @@ def test_numbers_may_be_written_as_people_write_them(tmp_path: Path) -> None:
         (
             "precisions: [int8]\ntraining:\n  epochs: 3",
             3,
-            ["epochs: unknown field; known: bank, learning_rate,"],
+            ["epochs: unknown field; known: bank, hints, learning_rate,"],
         ),
         ("rest: [fp32]", 1, ["precisions: required, but missing"]),
         ("# a comment\n\nprecisions: [fp32, int4]", 3, [f"precisions.1: {PRECISIONS}"]),
