@@ -136,7 +136,8 @@ def configuration(config: MixedPrecisionConfig) -> str:
     steps = "; ".join(f"{s.name} {dict(s.params)}" for s in config.recipe) or "-"
     lines = [f"config {config.id} for model {config.model}, rest {config.rest}, recipe {steps}"]
     if config.training is not None:
-        lines.append(f"training: {config.training.steps} steps at {config.training.learning_rate}")
+        hints = f", hints {config.training.hints:g}" if config.training.hints else ""
+        lines.append(f"training: {config.training.steps} steps at {config.training.learning_rate}{hints}")
     return "\n".join([*lines, table(("layer", "scheme"), [(n, str(s)) for n, s in config.schemes.items()])])
 
 

@@ -15,6 +15,7 @@ from mixq.graph.model import with_outputs
 from mixq.qat.hints import find_hints
 from mixq.qat.loss import Lessons
 from mixq.runtimes import get_runtime
+from mixq.show import configuration as shown_configuration
 from mixq.task import Array, Inputs
 from tests.helpers import CALIBRATE, images, ort_run, residual
 from tests.qat.networks import all_qat, all_trained, trainer_of, uneven
@@ -101,3 +102,8 @@ def test_the_shared_start_has_them_too(graph: Graph) -> None:
     plain: list[str] = []
     trainer.trained(all_qat(graph, Training(steps=5, learning_rate=0.1, bank=5)), plain.append)
     assert [line for line in notes if "shared" in line] != [line for line in plain if "shared" in line]
+
+
+def test_a_configuration_that_is_shown_says_so(graph: Graph) -> None:
+    lines = [shown_configuration(all_qat(graph, training)).splitlines()[1] for training in (PLAIN, HINTED)]
+    assert lines == ["training: 40 steps at 0.1", "training: 40 steps at 0.1, hints 1"]
