@@ -9,13 +9,10 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from mixq import machine, measures
 from mixq.array_store import ArrayStore
 from mixq.batches import concatenated, filled, run_batch, run_batches
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision, Stage, uniform
-from mixq.corruptions import Corruption
 from mixq.dataset import Split, TaskData
 from mixq.drop import drop_interval, primary_metric
 from mixq.errors import InputError
@@ -183,16 +180,10 @@ class Evaluator:
 
     def lowered(self, config: MixedPrecisionConfig, prepared: Prepared) -> Candidate:
         """`config` with the parameters that a recipe or a training left."""
-        return Candidate(config, serialize(self._lowered_model(config, prepared)), self.runtime.options(config))
-
-    def untrained_model(self, config: MixedPrecisionConfig) -> ir.Model:
-        """What `prepare` would serialize for a configuration without training."""
-        return self._lowered_model(config, self.quantizer.prepared(config.recipe))
-
-    def _lowered_model(self, config: MixedPrecisionConfig, prepared: Prepared) -> ir.Model:
         plan = make_plan(prepared.graph, config.static_layers, self.runtime.placement)
         chosen = parameters(prepared, plan, config.layers_with(Precision.INT8))
-        return lower(prepared.graph, config, plan, chosen, typed=self.runtime.typed(config))
+        model = lower(prepared.graph, config, plan, chosen, typed=self.runtime.typed(config))
+        return Candidate(config, serialize(model), self.runtime.options(config))
 
     def check_runnable(self, config: MixedPrecisionConfig) -> None:
         """Raises InputError, naming the layer and the reason, where the runtime cannot run a scheme."""
@@ -307,11 +298,9 @@ class Evaluator:
         with watch.measuring("metric"):
             return raced_outputs(run, split, look if judge is not None and samples_whole else None)
 
-    def outputs(self, candidate: Candidate, split: Split, corrupt: Corruption | None = None) -> Outputs:
+    def outputs(self, candidate: Candidate, split: Split) -> Outputs:
         """All rows of `split` in order. The last batch is filled up, so that one set of shapes is compiled."""
-        executable = self.runtime.compile(candidate.model, machine.cores(), candidate.options)
-        batches = split.batches if corrupt is None else map(corrupt, split.batches)
-        return run_batches(executable, batches, self.data.batch_rows)
+        return run_batches(self._for_rows(candidate), split.batches, self.data.batch_rows)
 
     def _ready_for_latency(self, candidate: Candidate) -> tuple[Executable, Callable[[], None]]:
         """Compiled for batch 1 and `threads` threads, and the call to be timed."""
@@ -319,10 +308,13 @@ class Evaluator:
         return executable, executable.bind(self.data.example)
 
     def _ready_for_rows(self, candidate: Candidate, split: Split) -> Callable[[Inputs], Outputs]:
-        """Compiled for batches and all cores."""
-        executable = self.runtime.compile(candidate.model, machine.cores(), candidate.options)
+        """Compiled for batches and all cores, and tried with the first batch of `split`."""
+        executable = self._for_rows(candidate)
         executable.bind(filled(split.batches[0], self.data.batch_rows))
         return lambda batch: run_batch(executable, batch, self.data.batch_rows)
+
+    def _for_rows(self, candidate: Candidate) -> Executable:
+        return self.runtime.compile(candidate.model, machine.cores(), candidate.options)
 
     def _drop_bound(self, reference: Outputs, outputs: Outputs, split: Split) -> float | None:
         """The upper end of the drop's interval, one-sided."""
@@ -354,10 +346,13 @@ class Evaluator:
 
     def robustness(self, candidate: Candidate) -> dict[str, float]:
         """The primary metric on the search split under each corruption: the Task's own, or those for images."""
-        split = self.data.split("search")
+        split, corruptions = self.data.split("search"), self.data.corruptions()
+        if not corruptions:
+            return {}
+        executable, rows = self._for_rows(candidate), self.data.batch_rows
         return {
-            name: self.primary_value(self.outputs(candidate, split, corrupt), split)
-            for name, corrupt in self.data.corruptions().items()
+            name: self.primary_value(run_batches(executable, map(corrupt, split.batches), rows), split)
+            for name, corrupt in corruptions.items()
         }
 
     @cached_property

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import onnx_ir as ir
-
 from mixq import machine
 from mixq.batches import concatenated, run_batch
 from mixq.config import MixedPrecisionConfig, Precision, RecipeStep
@@ -18,10 +16,12 @@ from mixq.dataset import Split
 from mixq.evaluator import Evaluator
 from mixq.graph import serialize
 from mixq.graph.cut import Cut, find_cuts, tail
-from mixq.graph.edit import nodes_by_name
 from mixq.graph.layers import bias_place, row_shapes
-from mixq.graph.model import Layer, values_by_name
+from mixq.graph.lower import lower
+from mixq.graph.model import Graph, Layer, values_by_name
 from mixq.graph.plan import Plan, make_plan
+from mixq.graph.regions import float_types
+from mixq.ptq import parameters
 from mixq.runtimes import Executable
 from mixq.task import Inputs, Outputs
 
@@ -32,6 +32,8 @@ WORTH = 0.05  # of the network's work: what a new cut must save
 class Front:
     """Runs candidates that differ from FP32 in one layer, layer after layer in graph order.
 
+    Only the part of the network between the cuts is ever lowered, serialized and compiled for a layer.
+
     recipe: of all of them. Where it moves scale between layers, values at a cut are not those of the captured network.
     """
 
@@ -39,11 +41,14 @@ class Front:
         self._evaluator, self._rows = evaluator, split.rows
         self._batches: list[Inputs] = list(split.batches)
         self._cut: Cut | None = None
-        self._graph = graph = evaluator.quantizer.prepared(tuple(recipe)).graph
+        self._prepared = evaluator.quantizer.prepared(tuple(recipe))
+        self._graph = graph = self._prepared.graph
         shapes = row_shapes(graph.model, evaluator.data.example)
         self._cuts = [cut for cut in find_cuts(graph, shapes) if 4 * cut.elements * split.rows <= MOST_BYTES]
-        self._position = {str(node.name): index for index, node in enumerate(graph.model.graph)}
+        self._values = values_by_name(graph.model)
+        self._position = {name: index for index, name in enumerate(graph.nodes)}
         self._exits = _spread(self._cuts, [self._position[layer.name] for layer in graph.layers])
+        self._part: tuple[Cut | None, Cut | None, Graph] | None = None
         self._rest: tuple[Cut, Executable] | None = None
 
     @property
@@ -60,51 +65,48 @@ class Front:
             self._move(able[-1])
 
     def outputs(self, config: MixedPrecisionConfig) -> Outputs:
-        """Of an untrained configuration, for all rows; it must be FP32 before the cut, and but for a layer behind it.
-
-        Only the part that is run is ever serialized: embeddings before the cut are most of some networks.
-        """
-        model, options = self._evaluator.untrained_model(config), self._evaluator.runtime.options(config)
-        leave = self._exit(config, model)
-        start = self._cut.tensors if self._cut is not None else [str(value.name) for value in model.graph.inputs]
+        """Of an untrained configuration, all rows; it must be FP32 before the cut and, but for a layer, behind it."""
+        runtime = self._evaluator.runtime
+        plan = make_plan(self._graph, config.static_layers, runtime.placement)
+        types = float_types(self._graph.model, config, plan.readers)
+        last = self._last_change(config, plan, types)
+        leave = next((cut for cut in self._exits if cut.position > last), None)
+        chosen = parameters(self._prepared, plan, config.layers_with(Precision.INT8))
+        model = lower(self._until(leave), config, plan, chosen, typed=runtime.typed(config), types=types)
+        found = self._run(serialize(model), runtime.options(config))
         if leave is None:
-            return concatenated(self._run(serialize(tail(model, start)), options))
-        found = self._run(serialize(tail(model, start, leave.tensors)), options)
+            return concatenated(found)
         if self._rest is None or self._rest[0] != leave:
             rest = serialize(tail(self._graph.model, leave.tensors))
             self._rest = leave, self._compiled(rest, self._evaluator.reference.options)
         return concatenated([run_batch(self._rest[1], batch, self._evaluator.data.batch_rows) for batch in found])
 
-    def _exit(self, config: MixedPrecisionConfig, model: ir.Model) -> Cut | None:
-        """The first cut of those agreed on behind which the configuration's graph is FP32's own."""
-        changed = [name for name, scheme in config.schemes.items() if scheme.precision is not Precision.FP32]
-        last, values = self._last_change(changed), values_by_name(model)
-        for cut in self._exits:
-            if cut.position > last and all(_is_float(values.get(name)) for name in cut.tensors):
-                return cut
-        return None
+    def _until(self, leave: Cut | None) -> Graph:
+        """The part of the network from the cut to `leave`, to its end where that is None; the last one is kept."""
+        if self._part is None or self._part[:2] != (self._cut, leave):
+            outputs = () if leave is None else leave.tensors
+            self._part = self._cut, leave, Graph(tail(self._graph.model, self._start, outputs), self._graph.layers)
+        return self._part[2]
+
+    @property
+    def _start(self) -> Sequence[str]:
+        """The tensors at the cut: inputs of what is run."""
+        return self._cut.tensors if self._cut else [str(value.name) for value in self._graph.model.graph.inputs]
 
     def _first_change(self, layer: Layer) -> int:
         """The number of the first node behind which the lowered graph may differ: where pairs may stand, at least."""
-        plan = self._plan([layer.name])
-        values = values_by_name(self._graph.model)
-        producers = [values[name].producer() for name in plan.tensors]
+        plan = make_plan(self._graph, [layer.name], self._evaluator.runtime.placement)
+        producers = [self._values[name].producer() for name in plan.tensors]
         places = [-1 if node is None else self._position[str(node.name)] for node in producers]
         return min([self._position[layer.name], *(place + 1 for place in places)])
 
-    def _last_change(self, layers: Sequence[str]) -> int:
-        """The number of the last node that reads something else than in FP32."""
-        edges = self._plan(layers).reads.values()
-        readers = [name for nodes in edges for name, _ in nodes]
-        biased = [str(place[0].name) for place in map(bias_place, self._nodes(layers)) if place is not None]
-        return max(self._position[name] for name in [*layers, *readers, *biased])
-
-    def _nodes(self, layers: Sequence[str]) -> list[ir.Node]:
-        nodes = nodes_by_name(self._graph.model.graph)
-        return [nodes[name] for name in layers if self._graph.by_name[name].multiplies]
-
-    def _plan(self, layers: Sequence[str]) -> Plan:
-        return make_plan(self._graph, layers, self._evaluator.runtime.placement)
+    def _last_change(self, config: MixedPrecisionConfig, plan: Plan, types: Mapping[str, Precision]) -> int:
+        """The number of the last node that reads something else than in FP32, or gives another type."""
+        changed = [name for name, scheme in config.schemes.items() if scheme.precision is not Precision.FP32]
+        matrices = [self._graph.nodes[name] for name in changed if self._graph.by_name[name].multiplies]
+        biased = [str(place[0].name) for place in map(bias_place, matrices) if place is not None]
+        retyped = [name for name, precision in types.items() if precision is not Precision.FP32]
+        return max(self._position[name] for name in [*changed, *plan.readers, *biased, *retyped])
 
     def _work(self, cut: Cut | None) -> int:
         """Multiply-accumulates before a cut."""
@@ -112,9 +114,7 @@ class Front:
         return sum(layer.macs for layer in self._graph.layers if self._position[layer.name] < reached)
 
     def _move(self, cut: Cut) -> None:
-        model = self._graph.model
-        start = self._cut.tensors if self._cut is not None else [str(value.name) for value in model.graph.inputs]
-        part = serialize(tail(model, start, cut.tensors))
+        part = serialize(tail(self._graph.model, self._start, cut.tensors))
         self._batches = self._run(part, self._evaluator.reference.options)
         self._cut = cut
 
@@ -133,7 +133,3 @@ def _spread(cuts: Sequence[Cut], layers: Sequence[int]) -> list[Cut]:
     wanted = layers[step::step]
     found = (next((cut for cut in cuts if cut.position > place), None) for place in wanted)
     return [cut for cut in dict.fromkeys(found) if cut is not None]
-
-
-def _is_float(value: ir.Value | None) -> bool:
-    return value is not None and value.dtype == ir.DataType.FLOAT

@@ -13,7 +13,7 @@ import torch
 from mixq.config import LayerScheme, Precision, RecipeStep
 from mixq.evaluator import Evaluator
 from mixq.front import Front
-from mixq.runtimes import Executable, get_runtime
+from mixq.runtimes import NAMES, Executable, get_runtime
 from mixq.sensitivity import first_rows, single
 from mixq.task import Array, Inputs, load_task
 from tests.tiny import Tiny
@@ -22,13 +22,13 @@ ROWS = 60
 INT8 = LayerScheme(precision=Precision.INT8)
 
 
-@pytest.fixture(scope="module")
-def evaluator() -> Evaluator:
-    return Evaluator(load_task("experiments/digits/task.py:Digits"), get_runtime("openvino"))
+@pytest.fixture(scope="module", params=NAMES)
+def evaluator(request: pytest.FixtureRequest) -> Evaluator:
+    return Evaluator(load_task("experiments/digits/task.py:Digits"), get_runtime(request.param))
 
 
 @pytest.mark.parametrize("steps", [[], ["equalize", "calibrate"]], ids=["", "equalized"])
-@pytest.mark.parametrize("precision", [Precision.INT8, Precision.BF16])
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP16, Precision.BF16])
 def test_outputs_are_those_of_the_whole_network(evaluator: Evaluator, precision: Precision, steps: list[str]) -> None:
     split, recipe = first_rows(evaluator.data, ROWS), tuple(RecipeStep(name=step) for step in steps)
     front = Front(evaluator, split, recipe)

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from mixq.graph.model import Graph, values_by_name
+from mixq.graph.model import Graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +63,9 @@ def joints(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Cut]:
 
 
 def tail(model: ir.Model, tensors: Sequence[str], outputs: Sequence[str] = ()) -> ir.Model:
-    """A copy that reads `tensors` as its inputs and gives `outputs` (by default the graph's own)."""
-    copy = model.clone()
-    values = values_by_name(copy)
-    if outputs:
-        copy.graph.outputs[:] = [values[name] for name in outputs]
-    inputs = []
-    for name in tensors:
-        old = values[name]
-        new = ir.Value(name=name, type=old.type, shape=old.shape)
-        old.name = f"{name}.front"
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        inputs.append(new)
-    copy.graph.inputs[:] = inputs
-    RemoveUnusedNodesPass()(copy)
-    return copy
+    """A copy of the part that reads `tensors` as its inputs and gives `outputs` (by default the graph's own)."""
+    wanted = list(outputs) or [str(value.name) for value in model.graph.outputs]
+    return ir.Model(ir.convenience.extract(model.graph, tensors, wanted), ir_version=model.ir_version)
 
 
 def _span(value: ir.Value, index: Mapping[ir.Node, int], count: int) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -26,18 +26,21 @@ def lower(
     *,
     typed: bool = True,
     trainable: Collection[str] = (),
+    types: Mapping[str, Precision] | None = None,
 ) -> ir.Model:
     """A new model; `graph` stays as it is.
 
     typed: write the float types into the graph as Casts. False where the runtime reaches the same by an option of
     its own; then only the weights are stored in the type. trainable: INT8 layers that keep float weights behind a
-    QuantizeLinear, for training; such a model is not for export.
+    QuantizeLinear, for training; such a model is not for export. types: of all nodes, as `float_types` has them, where
+    `graph` is a part of the graph that `plan` is for, and the part alone would not tell them.
     """
     model = graph.model.clone()
     nodes = nodes_by_name(model.graph)
     for (name, index), value in parameters.values.items():
         give_own(model, nodes[name], index, value)
-    types = float_types(model, config, {name for edges in plan.reads.values() for name, _ in edges})
+    if types is None:
+        types = float_types(model, config, plan.readers)
     quantize_activations(model, plan, parameters.activations)
     quantize_weights(model, graph, plan, parameters, trainable)
     write_unpaired(model, graph, config, parameters, plan.placement.forms)

@@ -88,6 +88,11 @@ class Graph:
     def by_name(self) -> dict[str, Layer]:
         return {layer.name: layer for layer in self.layers}
 
+    @cached_property
+    def nodes(self) -> dict[str, ir.Node]:
+        """The nodes by name, in order."""
+        return {str(node.name): node for node in self.model.graph}
+
     @property
     def layer_names(self) -> list[str]:
         return [layer.name for layer in self.layers]

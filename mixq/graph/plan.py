@@ -43,12 +43,17 @@ class Plan:
     def tensors(self) -> list[str]:
         return list(self.reads)
 
+    @property
+    def readers(self) -> frozenset[str]:
+        """The nodes that read codes."""
+        return frozenset(name for edges in self.reads.values() for name, _ in edges)
+
 
 def make_plan(graph: Graph, int8: Collection[str], placement: Placement) -> Plan:
     """The plan for a graph whose layers `int8` have static INT8 activations."""
     joined: frozenset[str] = frozenset()
     while True:
-        sweep = Sweep(graph.model, frozenset(int8), placement, joined)
+        sweep = Sweep(graph.nodes, frozenset(int8), placement, joined)
         more = sweep.joinable()
         if not more:
             reads = {tensor: tuple(edges) for tensor, edges in sweep.reads.items()}
@@ -72,7 +77,7 @@ def candidates(graph: Graph, placement: Placement) -> list[str]:
         wanted |= dict.fromkeys(make_plan(graph, [name], placement).tensors)
         wanted |= dict.fromkeys(graph.by_name[name].operands.values())
     wanted |= dict.fromkeys(make_plan(graph, graph.computing_names, placement).tensors)
-    for node in graph.model.graph:
+    for node in graph.nodes.values():
         wanted |= dict.fromkeys(_demanded(node, placement))
     return list(wanted)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
@@ -38,16 +38,22 @@ def wants_output_pair(layer: ir.Node, placement: Placement) -> bool:
     return fused or layer.op_type in placement.output_pairs
 
 
-def coded(model: ir.Model, int8: Collection[str], placement: Placement) -> frozenset[str]:
+def coded(int8: Iterable[ir.Node], placement: Placement) -> frozenset[str]:
     """Tensors that codes flow into: out of layers `int8` with an output pair, and on through ops that can take them."""
-    passing = placement.integer | placement.transparent | placement.fused_activations
-    found: set[str] = set()
-    for node in model.graph:
-        starts = node.name in int8 and wants_output_pair(node, placement)
-        passes = node.op_type in passing and not any(is_constant(value) for value in operands(node))
-        if starts or (passes and any(value is not None and value.name in found for value in operands(node))):
-            found.update(str(output.name) for output in node.outputs)
+    flowing = [output for node in int8 if wants_output_pair(node, placement) for output in node.outputs]
+    found = {str(value.name) for value in flowing}
+    for value in flowing:  # grows on the way
+        for reader in value.consumers():
+            if reader.outputs[0].name not in found and value in operands(reader) and _passes(reader, placement):
+                flowing += reader.outputs
+                found.update(str(output.name) for output in reader.outputs)
     return frozenset(found)
+
+
+def _passes(node: ir.Node, placement: Placement) -> bool:
+    """Whether codes may flow through an op that is not a layer."""
+    passing = placement.integer | placement.transparent | placement.fused_activations
+    return node.op_type in passing and not any(is_constant(value) for value in operands(node))
 
 
 def behind_activation(value: ir.Value, placement: Placement) -> ir.Value:

@@ -7,7 +7,7 @@ neighbors have, so that a region has no cast inside; where that is undecided, th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -39,6 +39,8 @@ def float_types(model: ir.Model, config: MixedPrecisionConfig, on_codes: Collect
     names = [str(node.name) for node in model.graph]
     fixed |= {str(node.name): Precision.FP32 for node in model.graph if node.op_type in FLOAT32_ONLY}
     fixed |= dict.fromkeys(on_codes, Precision.FP32)
+    if {config.rest, *fixed.values()} == {Precision.FP32}:
+        return dict.fromkeys(names, Precision.FP32)
     types: dict[str, Precision] = {name: fixed.get(name, config.rest) for name in names}
     starts = dict.fromkeys((config.rest, *fixed.values()))
     for island in _islands([node for node in model.graph if node.name not in fixed]):
@@ -93,7 +95,7 @@ def _neighbors(node: ir.Node) -> list[ir.Node]:
     return [neighbor for neighbor in (*producers, *readers) if neighbor is not None]
 
 
-def insert_casts(model: ir.Model, types: dict[str, Precision]) -> None:
+def insert_casts(model: ir.Model, types: Mapping[str, Precision]) -> None:
     """Give every node of `types` its float type: constants converted, Casts where a value crosses into another type."""
     original = list(model.graph)
     for node in original:
@@ -122,7 +124,7 @@ def is_float(value: ir.Value) -> bool:
     return value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-def _type_of(value: ir.Value, types: dict[str, Precision]) -> ir.DataType:
+def _type_of(value: ir.Value, types: Mapping[str, Precision]) -> ir.DataType:
     producer = value.producer()
     if producer is None:
         return ir.DataType.FLOAT
@@ -155,7 +157,7 @@ def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, before: ir.Node 
     return node.outputs[0]
 
 
-def _retype_outputs(graph: ir.Graph, node: ir.Node, types: dict[str, Precision]) -> None:
+def _retype_outputs(graph: ir.Graph, node: ir.Node, types: Mapping[str, Precision]) -> None:
     target = IR_TYPES[types.get(str(node.name), Precision.FP32)]
     if target == ir.DataType.FLOAT:
         return

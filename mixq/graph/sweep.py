@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from mixq.graph.layers import is_layer, is_product
@@ -26,36 +28,39 @@ Edge = tuple[str, int]
 class Sweep:
     """reads, inputs, outputs and rewritten as in `Plan`, for the layers `int8` and the other ops `joined` on codes.
 
+    nodes: of the graph by name, in order.
     More ops may be able to join once these have: sweeps are repeated, from the start since each op that takes codes
     lets pairs move further up, until none can.
     """
 
-    def __init__(self, model: ir.Model, int8: frozenset[str], placement: Placement, joined: frozenset[str]) -> None:
-        self._model, self._int8, self._placement, self._joined = model, int8, placement, joined
+    def __init__(
+        self, nodes: Mapping[str, ir.Node], int8: frozenset[str], placement: Placement, joined: frozenset[str]
+    ) -> None:
+        self._nodes, self._int8, self._placement, self._joined = nodes, int8, placement, joined
         self._shared: dict[str, str] = {}  # union-find over tensors that share qparams
-        self._coded = coded(model, int8, placement)
+        layers = [node for name, node in nodes.items() if name in int8]
+        self._coded = coded(layers, placement)
         self._moving: dict[ir.Node, bool] = {}
         self.reads: dict[str, dict[Edge, None]] = {}
         self.inputs: dict[str, tuple[str, ...]] = {}
         self.outputs: set[str] = set()
         self.rewritten: set[str] = set()
-        layers = [node for node in model.graph if node.name in int8]
         for node in layers:
             self._quantize_inputs(node)
         for node in layers:
             if wants_output_pair(node, placement):
                 self._quantize_output(node)
-        for node in model.graph:
-            if node.name in joined:
+        for name, node in nodes.items():
+            if name in joined:
                 self._join(node)
 
     def joinable(self) -> frozenset[str]:
         """Ops with an integer form whose output is quantized or small, and whose inputs are or may be quantized."""
         return frozenset(
-            str(node.name)
-            for node in self._model.graph
+            name
+            for name, node in self._nodes.items()
             if node.op_type in self._placement.integer
-            and node.name not in self._joined
+            and name not in self._joined
             and (
                 behind_activation(node.outputs[0], self._placement).name in self.reads
                 or (node.op_type in self._placement.shrinking and not feeds_layer(node))

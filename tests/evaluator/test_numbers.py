@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,13 +14,11 @@ import torch
 
 from experiments.digits.task import Digits
 from mixq.config import LayerScheme
-from mixq.corruptions import Corruption
-from mixq.dataset import row_count
 from mixq.evaluation import Candidate, DroppedError, Glimpse
 from mixq.evaluator import Evaluator
 from mixq.race import look_points
-from mixq.runtimes import NAMES, get_runtime
-from mixq.task import Array, Inputs
+from mixq.runtimes import NAMES, Executable, get_runtime
+from mixq.task import Array
 from tests.digits_helpers import digits
 from tests.evaluator.configurations import BF16, FP16, INT8, all_in, only
 
@@ -164,19 +163,17 @@ def test_robustness_is_the_metric_on_corrupted_images() -> None:
     assert found["contrast"] == top1(torch_logits(mean + np.float32(0.5) * (images - mean)), labels)
 
 
-def test_a_corruption_is_applied_to_every_batch() -> None:
-    evaluator = digits()
-    split = evaluator.data.split("search")
-    seen: list[int] = []
+def test_robustness_compiles_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator, compiled = digits(), list[bytes]()
+    compile_ = evaluator.runtime.compile
 
-    def blank(inputs: Inputs) -> Inputs:
-        seen.append(row_count(inputs))
-        return {"image": np.zeros_like(inputs["image"])}
+    def counted(model: bytes, *rest: Any) -> Executable:
+        compiled.append(model)
+        return compile_(model, *rest)
 
-    corrupt: Corruption = blank
-    found = only(evaluator.outputs(evaluator.reference, split, corrupt))
-    assert sum(seen) == split.rows == len(found)
-    assert np.ptp(found, axis=0).max() < 1e-5
+    monkeypatch.setattr(evaluator.runtime, "compile", counted)
+    assert len(evaluator.robustness(evaluator.reference)) > 1
+    assert compiled == [evaluator.reference.model]
 
 
 def test_with_a_confidence_the_drop_has_a_bound() -> None:
