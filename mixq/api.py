@@ -12,11 +12,11 @@ from pathlib import Path
 from mixq import atomic, report
 from mixq.config import LayerScheme, MixedPrecisionConfig, Precision
 from mixq.crew import Crew
+from mixq.ending import finish
 from mixq.errors import InputError
 from mixq.evaluation import Evaluation
 from mixq.events import Events
 from mixq.exporter import export as export_candidate
-from mixq.job import sensitivity_frame
 from mixq.launch import Names, analyze_with_bar, open_evaluator, open_job, storage_of, task_name
 from mixq.lead import run_job
 from mixq.progress import Progress
@@ -84,7 +84,7 @@ def analyze(
     evaluator = open_evaluator(task, runtime, threads, progress)
     found = analyze_with_bar(evaluator, list(schemes), rows, progress)
     if folder is not None:
-        frame = sensitivity_frame(found)
+        frame = found.frame()
         atomic.write_text(folder / "sensitivity.csv", frame.to_csv(index=False))
         report.plot_sensitivity(folder / "sensitivity.png", frame, evaluator.graph.layer_names)
     return found
@@ -140,7 +140,7 @@ def search(
         store = storage_of(storage, folder)
         crew = None if workers == 1 else Crew(names.task, names.study, store, workers, threads, progress)
         run_job(job, stop, progress, crew)
-        summary = job.finish(hurry=stop.requested)
+        summary = finish(job, hurry=stop.requested)
     return SearchResult(summary, job.best(), job.trials, folder)
 
 

@@ -1,15 +1,12 @@
-"""SearchJob: one search with its folder and its tracking, kept current after every trial."""
+"""SearchJob: one search with its folder and its tracking, kept current after every trial (its end: `ending.py`)."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import pandas as pd
 
 from mixq import atomic, machine, report
 from mixq.certificate import CERTIFICATE, DATA, MODEL, Certificate, FileMark
@@ -19,7 +16,6 @@ from mixq.errors import InputError
 from mixq.evaluation import Candidate, Evaluation
 from mixq.evaluator import Evaluator
 from mixq.exporter import export
-from mixq.gains import training_gains
 from mixq.graph import large
 from mixq.report.tables import is_fp32
 from mixq.report.wall_time import seconds_of
@@ -36,7 +32,6 @@ from mixq.searcher.study import (
     load_gains,
     load_holdout,
     load_measured_anew,
-    store_gains,
     store_holdout,
     store_measured_anew,
 )
@@ -52,7 +47,7 @@ HOLDOUT_SHARE = 0.05  # of a search's time at most for looking at the holdout sp
 
 @dataclass
 class SearchJob:
-    """What is known while a search runs: `update` takes in what the study has, `finish` ends it."""
+    """What is known while a search runs: `update` takes in what the study has."""
 
     evaluator: Evaluator
     space: SearchSpace
@@ -129,11 +124,12 @@ class SearchJob:
                 if candidate is None:
                     self._measure_anew(best)  # and then it may not be the best any more
                 elif best.evaluation is not None:
-                    self._export(candidate, best.evaluation)
+                    self.export(candidate, best.evaluation)
                     self._forget_beaten(best)
             if best is None:
                 reference = self.evaluator.reference
-                self._export(reference, self._with_times(reference, self.evaluator.evaluate(reference)))
+                measured = self.evaluator.evaluate(reference)
+                self.export(reference, replace(measured, kernels=self.evaluator.profile(reference)))
 
     def _measured_candidate(self, best: Trial) -> Candidate | None:
         """The bytes that were measured; None where they are not at hand and cannot be made again."""
@@ -173,10 +169,11 @@ class SearchJob:
         if best is None or load_holdout(self.study, best.config.id) is not None:
             return
         with self.watch.measuring("holdout"), self.evaluator.turns.working():
-            store_holdout(self.study, best.config.id, self.evaluator.holdout(self._exported_candidate(best)))
+            store_holdout(self.study, best.config.id, self.evaluator.holdout(self.exported_candidate(best)))
         self.holdouts += 1
 
-    def _exported_candidate(self, best: Trial) -> Candidate:
+    def exported_candidate(self, best: Trial) -> Candidate:
+        """The best as it lies in the folder."""
         data = self.folder / DATA
         certified = DATA in Certificate.load(self.folder / CERTIFICATE).files
         model = large.join((self.folder / MODEL).read_bytes(), data.read_bytes() if certified else None)
@@ -193,35 +190,9 @@ class SearchJob:
         with self.watch.measuring("files"):
             atomic.write_text(self.folder / "summary.json", json.dumps(self.summary(), indent=2, ensure_ascii=False))
             report.write_pareto(self.folder / "pareto.csv", self.trials)
-            if self.sensitivity is not None and not (self.folder / "sensitivity.csv").exists():
-                atomic.write_text(
-                    self.folder / "sensitivity.csv", sensitivity_frame(self.sensitivity).to_csv(index=False)
-                )
-
-    def finish(self, hurry: bool = False) -> dict[str, object]:
-        """Robustness of the best (not in a hurry), the report, the last logs; the summary."""
-        self.ensure_exported()
-        self.hold_out()
-        best = self.best()
-        robustness = None if hurry else self._robustness(best)
-        if not hurry:
-            self._measure_gains(best)
-        self.write_tables()
-        summary = {**self.summary(), "robustness": robustness}
-        atomic.write_text(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
-        found, told = self.sensitivity, self._profiled(best)
-        self._certify_times(told)
-        measures = (sensitivity_frame(found), found.kendall()) if found is not None else ()
-        report.write_report(self.folder / "report.html", summary, self.trials, told, *measures)
-        report.plot_pareto(
-            self.folder / "pareto.png",
-            self.trials,
-            best,
-            str(self.evaluator.primary),
-            self.space.constraints.max_drop,
-        )
-        self._log_files(summary)
-        return summary
+            table = self.folder / "sensitivity.csv"
+            if self.sensitivity is not None and not table.exists():
+                atomic.write_text(table, self.sensitivity.frame().to_csv(index=False))
 
     def summary(self) -> dict[str, object]:
         """summary.json: see design and README for its fields."""
@@ -285,67 +256,11 @@ class SearchJob:
         parts = {**self.watch.seconds, **seconds_of(trials)}
         return {name: round(value, 3) for name, value in parts.items()}
 
-    def _export(self, candidate: Candidate, evaluation: Evaluation) -> None:
+    def export(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Into the folder, as the best so far."""
         with self.watch.measuring("export"):
             export(self.evaluator, candidate, evaluation, self.folder)
         self.exported_id = candidate.config.id
-
-    def _profiled(self, best: Trial | None) -> Trial | None:
-        """`best` with the time of each kernel."""
-        if best is None or best.evaluation is None:
-            return best
-        return replace(best, evaluation=self._with_times(self._exported_candidate(best), best.evaluation))
-
-    def _with_times(self, candidate: Candidate, evaluation: Evaluation) -> Evaluation:
-        """Of each kernel: in the end only, for all cores are waited for, and nobody else times meanwhile."""
-        return replace(evaluation, kernels=self.evaluator.profile(candidate))
-
-    def _certify_times(self, best: Trial | None) -> None:
-        """Put the times of the kernels into the certificate, where it has none yet."""
-        known = Certificate.load(self.folder / CERTIFICATE).kernels
-        if best is not None and best.evaluation is not None and all(record.time_us is None for record in known):
-            self._export(self._exported_candidate(best), best.evaluation)
-
-    def _robustness(self, best: Trial | None) -> dict[str, dict[str, float]]:
-        with self.watch.measuring("robustness"), self.evaluator.turns.working():
-            found = {"fp32": self.evaluator.robustness(self.evaluator.reference)}
-            if best is not None:
-                found["best"] = self.evaluator.robustness(self._exported_candidate(best))
-            return found
-
-    def _measure_gains(self, best: Trial | None) -> None:
-        """What training gained in each layer of the best, unless that is known already."""
-        if best is None or not best.config.qat_layers or load_gains(self.study, best.config.id) is not None:
-            return
-        with self.watch.measuring("gains"), self.evaluator.turns.working():
-            store_gains(self.study, best.config.id, [asdict(g) for g in training_gains(self.evaluator, best.config)])
-
-    def _log_files(self, summary: Mapping[str, object]) -> None:
-        if self.tracker is None:
-            return
-        names = (
-            "summary.json",
-            "pareto.csv",
-            "sensitivity.csv",
-            "report.html",
-            "pareto.png",
-            "best.json",
-            "certificate.json",
-        )
-        best = self.best()
-        metrics = {
-            name: value
-            for name, value in (best.evaluation.row() if best and best.evaluation else {}).items()
-            if isinstance(value, float | int)
-        }
-        files = [path for name in names if (path := self.folder / name).exists()]
-        self.tracker.finish_study(files, self.folder / "best.onnx", metrics, best is not None)
-
-
-def sensitivity_frame(sensitivity: Sensitivity) -> pd.DataFrame:
-    """A row a layer and scheme, the most sensitive first."""
-    rows = sorted(sensitivity.rows, key=lambda row: (row.scheme, row.rank))
-    return pd.DataFrame([asdict(row) for row in rows])
 
 
 def exported(folder: Path) -> Certificate | None:

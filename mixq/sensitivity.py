@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import pandas as pd
 
 from mixq import machine, measures
 from mixq.batches import run_batches
@@ -82,6 +83,11 @@ class Sensitivity:
         if self.interactions.keys:
             return self.interactions
         return Interactions.diagonal({(row.layer, row.scheme): row.error for row in self.rows})
+
+    def frame(self) -> pd.DataFrame:
+        """A row a layer and scheme, the most sensitive first."""
+        rows = sorted(self.rows, key=lambda row: (row.scheme, row.rank))
+        return pd.DataFrame([asdict(row) for row in rows])
 
     def kendall(self) -> dict[str, float]:
         """Kendall's τ-b between each measure and the real drop, over the layers of a scheme, averaged over schemes.

@@ -29,7 +29,7 @@ LEVELS = (
     ("front", "shadow", "sensitivity", "gains", "devices"),
     ("searcher",),
     ("certificate", "probe", "exporter", "verifier", "trial_record", "tracking", "report"),
-    ("identity", "contenders", "job", "events"),
+    ("identity", "contenders", "job", "ending", "events"),
     ("launch", "crew", "job_file"),
     ("analysis",),
     ("lead", "worker"),
