@@ -13,9 +13,9 @@ demo: $(STAMP)  ## the main job: search the digits network, verify and show the 
 	@echo "open runs/demo/report.html"
 
 test: lint quick  ## lint, types and all tests
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n 2 --dist loadfile -m slow
 
-quick: $(STAMP)  ## tests without the slow ones, in two processes; of the slow ones most start processes themselves
+quick: $(STAMP)  ## tests without the slow ones
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 faults: $(STAMP)  ## searches killed in every phase, disks, servers, hosts and clocks that fail: minutes; `make test` has some

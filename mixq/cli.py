@@ -122,7 +122,7 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("--tracking", help="MLflow tracking URI, or none (default: a SQLite file in --out)")
     parser.add_argument("--workers", type=int, default=1, help="processes on this host that evaluate (default 1)")
     parser.add_argument("--json", action="store_true", help="print one JSON line an event, and nothing else")
-    parser.add_argument("--sampler", help="guided, tpe, gp, nsga2 or random; replaces the space's")
+    parser.add_argument("--sampler", help="guided, tpe or gp; replaces the space's")
 
 
 def _add_run(commands: Any) -> None:

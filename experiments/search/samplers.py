@@ -30,7 +30,7 @@ from mixq.progress import Progress
 from mixq.runtimes import get_runtime
 from mixq.searcher.objective import cautious_value, objective_value
 from mixq.searcher.run import Budget, run
-from mixq.searcher.samplers import SAMPLERS
+from mixq.searcher.samplers import SAMPLERS, Distinct
 from mixq.searcher.space import load_space
 from mixq.searcher.stop import Stop
 from mixq.searcher.study import load_profiles, store_profiles, store_sensitivity
@@ -41,6 +41,7 @@ from mixq.task import Task
 TASKS: Mapping[str, Callable[[], Task]] = {"resnet20": ResNet20, "tiny_darknet": TinyDarknet, "etinynet": EtinyNet}
 SPACE = Path("search_spaces/cpu.yaml")
 NEAR = 1.02
+RANDOM = "random"  # no sampler of the product: what the others have to beat
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ class Known:
 
 def searched(evaluator: Evaluator, sampler: str, seed: int, seconds: float, max_drop: float, known: Known) -> Run:
     """One search from a fresh study."""
-    space = load_space(SPACE).model_copy(update={"sampler": sampler})
+    space = load_space(SPACE)
+    if sampler != RANDOM:
+        space = space.model_copy(update={"sampler": sampler})
     space = space.model_copy(update={"constraints": space.constraints.model_copy(update={"max_drop": max_drop})})
     for recipe in space.recipes.values():
         evaluator.quantizer.prepared(recipe)
@@ -110,6 +113,8 @@ def searched(evaluator: Evaluator, sampler: str, seed: int, seconds: float, max_
             evaluator, space, Path(folder), names, seed, Budget(10**6, time.monotonic()), Progress(quiet=True)
         )
         guide_job(job, Progress(quiet=True))
+        if sampler == RANDOM:
+            job.study.sampler = Distinct(optuna.samplers.RandomSampler(seed), job.choices, seed)
         known.sensitivity, known.profiles = job.sensitivity, load_profiles(job.study)
         now = time.monotonic()
         budget = Budget(10**6, now, now + seconds)
@@ -121,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
     """Print a table a task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(TASKS), default=["resnet20"])
-    parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
+    parser.add_argument("--samplers", nargs="+", choices=[*SAMPLERS, RANDOM], default=[*SAMPLERS, RANDOM])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--max-drop", type=float, default=0.005)

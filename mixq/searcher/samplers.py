@@ -192,6 +192,4 @@ SAMPLERS: Mapping[str, Callable[[Choices, Guide, int], BaseSampler]] = {
     "guided": Guided,
     "tpe": lambda choices, guide, seed: optuna.samplers.TPESampler(seed=seed, multivariate=True),
     "gp": lambda choices, guide, seed: optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False),
-    "nsga2": lambda choices, guide, seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=20),
-    "random": lambda choices, guide, seed: optuna.samplers.RandomSampler(seed=seed),
 }

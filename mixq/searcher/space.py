@@ -15,7 +15,7 @@ from mixq.validation import explain
 from mixq.yaml_file import read_yaml, validated
 
 Objective = Literal["latency", "size", "train_seconds"]
-SamplerName = Literal["guided", "tpe", "gp", "nsga2", "random"]
+SamplerName = Literal["guided", "tpe", "gp"]
 
 _EXAMPLE = "see search_spaces/cpu.yaml for one"
 

@@ -25,7 +25,7 @@ OPTIONS = {
     "--timeout nan": ["timeout", "nan"],
     "--seed -1": ["seed", "at least 0", "-1"],
     "--timeout 0": ["timeout", "positive", "0.0"],
-    "--sampler best": ["--sampler", "'guided', 'tpe', 'gp', 'nsga2' or 'random' (got 'best')"],
+    "--sampler best": ["--sampler", "'guided', 'tpe' or 'gp' (got 'best')"],
     "--space missing.yaml": ["cannot read the search space missing.yaml: No such file", "see search_spaces/cpu.yaml"],
     "--space {files}/field.yaml": ["field.yaml line 2: precision: unknown field", "known: activations, constraints"],
     "--space {files}/glob.yaml": ["no layer matches 'tail*' of the search space", "layers: first, second, head"],

@@ -28,7 +28,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "no trials": (NEEDED + "budget:\n  trials: 0\n", ["line 5: budget.trials: ", "greater than or equal to 1 (got 0)"]),
     "no threads": (NEEDED + "threads: none\n", ["line 4: threads: ", "valid integer"]),
     "no workers": (NEEDED + "workers: 0\n", ["line 4: workers: ", "greater than or equal to 1 (got 0)"]),
-    "sampler": (NEEDED + "sampler: best\n", ["line 4: sampler: ", "'nsga2' or 'random' (got 'best')"]),
+    "sampler": (NEEDED + "sampler: best\n", ["line 4: sampler: ", "'guided', 'tpe' or 'gp' (got 'best')"]),
     "twice": (NEEDED + "out: other\n", ["line 4: out is given twice; keep one"]),
     "NUL": (NEEDED + 'study: "a\\0b"\n', ["line 4: study: must be printable text"]),
     "no text": (NEEDED + "study: ''\n", ["line 4: study: must be printable text, and not empty"]),

@@ -113,7 +113,7 @@ def test_numbers_may_be_written_as_people_write_them(tmp_path: Path) -> None:
             ["objectives.0: Input should be 'latency', 'size' or"],
         ),
         ("precisions: [int8]\nobjectives: [train_seconds]", 2, ["FP32 trains fastest; put latency or size before it"]),
-        ("precisions: [int8]\nsampler: best", 2, ["'guided', 'tpe', 'gp', 'nsga2' or 'random' (got 'best')"]),
+        ("precisions: [int8]\nsampler: best", 2, ["'guided', 'tpe' or 'gp' (got 'best')"]),
         ("precisions: [int8]\nstages: [qat]", 1, ["stage qat needs `training:` with steps and learning_rate"]),
         ("precisions: [int8]\noverrides: [{layers: a, stages: [qat]}]", 1, ["stage qat needs `training:`"]),
         ("precisions: [int8]\ntraining: {steps: [0]}", 2, ["training: steps must be at least 1 and learning rates"]),
