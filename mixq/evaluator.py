@@ -36,7 +36,8 @@ class Evaluator:
     """A task on a runtime: the captured graph, its statistics, the FP32 reference, and what measures against it.
 
     `threads` is for latency; accuracy is evaluated with all cores. `confidence`: of `Evaluation.drop_bound`. Raises
-    InputError for what the task gets wrong. `turns`: with whatever else computes on this host.
+    InputError for what the task gets wrong. `turns`: with whatever else computes on this host; `watch`: where the time
+    to set it up went.
     """
 
     turns = Turns()
@@ -52,6 +53,7 @@ class Evaluator:
         machine.check_threads(threads)
         self.task, self.runtime, self.threads = task, runtime, threads
         self.latency_budget_s, self.confidence = latency_budget_s, confidence
+        self.watch = Stopwatch()
         self.data = TaskData(task)
         self.primary = primary_metric(task)
         self._graph: Graph | None = None

@@ -46,13 +46,16 @@ def open_evaluator(
     rows = sum(len(next(iter(batch.values()))) for batch in evaluator.data.calibration)
     evaluator.data.split("search")
     progress.say(f"capturing {task_name(task)} on {runtime} {evaluator.runtime.version}")
+    with evaluator.watch.measuring("capture"):
+        _ = evaluator.graph
     macs = sum(layer.macs for layer in evaluator.graph.layers)
     progress.say(
         f"{len(evaluator.graph.layers)} layers, {macs / 1e6:.1f} M multiply-accumulates; calibrating on {rows} rows"
     )
     for op, count in float_only(evaluator.graph.model).items():
         progress.warn(f"{count} {op} in the model: mixq quantizes no recurrent op; its weights stay float")
-    found = evaluator.reference_metrics[loaded.primary]
+    with evaluator.watch.measuring("FP32"):
+        found = evaluator.reference_metrics[loaded.primary]
     progress.say(f"FP32: {evaluator.primary} {found:.4f} on {evaluator.data.split('search').rows} search rows")
     progress.event(
         "captured",
@@ -64,7 +67,8 @@ def open_evaluator(
             "metric": found,
         },
     )
-    _ = evaluator.quantizer
+    with evaluator.watch.measuring("statistics"):
+        _ = evaluator.quantizer
     for corrupt in evaluator.data.corruptions().values():
         corrupt(evaluator.data.example)  # checked now, used at the end
     return evaluator
@@ -144,14 +148,16 @@ def open_job(
     if interrupted := lost.clear_up():
         progress.warn(f"{interrupted} of an earlier run's trials were interrupted; they are tried again")
     evaluator.keep_in(ArrayStore(folder / PREPARED, prepared_for(evaluator)))
-    watch = Stopwatch({"setup": budget.run_s})
+    named = evaluator.watch.seconds
+    watch = Stopwatch({**named, "setup": budget.run_s - sum(named.values())})
     enqueue(study, "uniform", uniform_starts(choices))
-    if names.tracking is None:
-        tracker = _tracker(default_uri(folder), folder, names)
-    if tracker is not None:
-        tracker.start_study(names.study, _study_params(evaluator, space, seed))
-        for trial in earlier:  # those that a killed run did not get to
-            tracker.log_trial(trial)
+    with watch.measuring("logging"):
+        if names.tracking is None:
+            tracker = _tracker(default_uri(folder), folder, names)
+        if tracker is not None:
+            tracker.start_study(names.study, _study_params(evaluator, space, seed))
+            for trial in earlier:  # those that a killed run did not get to
+                tracker.log_trial(trial)
     job = SearchJob(evaluator, space, choices, study, folder, names.task, seed, budget, tracker, watch, history, lost)
     job.turn, job.workers = turn, workers
     job.sensitivity = load_sensitivity(study)

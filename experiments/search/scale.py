@@ -43,7 +43,7 @@ def searched(layers: int, trials: int) -> dict[str, float]:
     count = len(found.trials)
     return {
         "layers": float(len(found.trials[0].config.schemes)),
-        "setup": seconds["setup"],
+        "setup": sum(seconds[name] for name in ("setup", "capture", "FP32", "statistics")),
         "analysis": seconds["analysis"],
         **{name: seconds.get(name, 0.0) / count for name in (*OWN, *RUN)},
         "peak": _peak_mb(),

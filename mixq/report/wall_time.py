@@ -9,7 +9,7 @@ from mixq.searcher.trial import Trial
 
 # What the runtime executes, and what is learned from it: rounding (recipe) and weights (train).
 TRAINING = frozenset({"recipe", "shared start", "screening", "train", "gains"})
-INFERENCE = TRAINING | {"analysis", "profiles", "latency", "metric", "holdout", "robustness"}
+INFERENCE = TRAINING | {"FP32", "statistics", "analysis", "profiles", "latency", "metric", "holdout", "robustness"}
 KINDS = {"inference": "inference and training", "compile": "the runtime’s compiling", "own": "mixq’s own work"}
 REST = "everything else"
 

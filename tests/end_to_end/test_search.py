@@ -42,6 +42,14 @@ def test_the_summary_has_the_fields_of_the_design(searched: Searched) -> None:
     assert 0 < summary["time_to_best_s"] <= summary["wall_s"]
 
 
+def test_the_seconds_name_what_the_time_went_into_and_nothing_twice(searched: Searched) -> None:
+    seconds, wall = searched.json("summary.json")["seconds"], searched.json("summary.json")["wall_s"]
+    named = {"setup", "capture", "FP32", "statistics", "analysis", "profiles", "recipe", "latency", "metric"}
+    assert named <= seconds.keys()
+    assert min(seconds.values()) >= 0
+    assert 0.8 * wall < sum(seconds.values()) <= wall + 1e-3 * len(seconds)  # each is rounded
+
+
 def test_summary_certificate_configuration_and_study_agree(searched: Searched) -> None:
     best, baseline = searched.json("summary.json")["best"], searched.json("summary.json")["baseline"]
     certificate = Certificate.load(searched.folder / "certificate.json")
