@@ -113,12 +113,13 @@ def search(
     """Find the best mixed-precision configuration of `space` for this task on this machine; resume where there is one.
 
     max_drop (in the primary metric's units), confidence (that the drop on such data is within it, above ½ and below 1)
-    and sampler replace the space's own. trials counts those of earlier runs
-    of the study; timeout in seconds. storage: Optuna URL, by default a SQLite file in `out`; tracking: MLflow URI,
-    by default a SQLite file in `out`, "none" for none. workers: processes on this host that evaluate; `work` joins more
-    from anywhere. Ends after the trials in flight on Ctrl-C or SIGTERM. Writes the files that the README lists, all of
-    them current after every trial. Raises InputError for bad input, and where another search leads the study.
-    events: told what happens while it does ("started", "captured", "trial", "best", "warning").
+    and sampler replace the space's own. trials counts those of earlier runs of the study; timeout: seconds after which
+    nothing new is begun (holdout, robustness and report follow). storage: Optuna URL, by default a SQLite file in
+    `out`; tracking: MLflow URI, by default a SQLite file in `out`, "none" for none. workers: processes on this host
+    that evaluate; `work` joins more from anywhere. Ends after the trials in flight on Ctrl-C or SIGTERM. Writes the
+    files that the README lists, all of them current after every trial. Raises InputError for bad input, and where
+    another search leads the study. events: told what happens while it does ("started", "captured", "trial", "best",
+    "warning").
     """
     began, progress = time.monotonic(), Progress(quiet, events)
     if trials < 1 or not 0 <= seed < SEEDS:

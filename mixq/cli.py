@@ -115,7 +115,9 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("--max-drop", type=float, help="in the metric's own units; replaces the space's")
     parser.add_argument("--confidence", type=float, help="accept a drop only where its upper bound passes, e.g. 0.9")
     parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--timeout", type=float, help="seconds")
+    parser.add_argument(
+        "--timeout", type=float, help="seconds after which nothing new is begun; holdout, robustness and report follow"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--study", help="name of the study (default: the task's class)")
     parser.add_argument("--storage", help=f"Optuna storage URL (default: {STORAGE}, else a SQLite file in --out)")
