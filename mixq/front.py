@@ -8,6 +8,9 @@ the time for n layers would grow with n².
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
 
 from mixq import machine
 from mixq.batches import concatenated, run_batch
@@ -49,7 +52,7 @@ class Front:
         self._position = {name: index for index, name in enumerate(graph.nodes)}
         self._exits = _spread(self._cuts, [self._position[layer.name] for layer in graph.layers])
         self._part: tuple[Cut | None, Cut | None, Graph] | None = None
-        self._rest: tuple[Cut, Executable] | None = None
+        self._rest: tuple[Cut, Part] | None = None
 
     @property
     def position(self) -> int:
@@ -73,25 +76,29 @@ class Front:
         leave = next((cut for cut in self._exits if cut.position > last), None)
         chosen = parameters(self._prepared, plan, config.layers_with(Precision.INT8))
         model = lower(self._until(leave), config, plan, chosen, typed=runtime.typed(config), types=types)
-        found = self._run(serialize(model), runtime.options(config))
+        changed = self._compiled(model, runtime.options(config))
         if leave is None:
-            return concatenated(found)
+            return concatenated([changed(batch) for batch in self._batches])
         if self._rest is None or self._rest[0] != leave:
-            rest = serialize(tail(self._graph.model, leave.tensors))
-            self._rest = leave, self._compiled(rest, self._evaluator.reference.options)
-        return concatenated([run_batch(self._rest[1], batch, self._evaluator.data.batch_rows) for batch in found])
+            self._rest = leave, self._compiled(tail(self._graph.model, leave.start), self._float)
+        rest = self._rest[1]
+        return concatenated([rest({**batch, **changed(batch)}) for batch in self._batches])
 
     def _until(self, leave: Cut | None) -> Graph:
         """The part of the network from the cut to `leave`, to its end where that is None; the last one is kept."""
         if self._part is None or self._part[:2] != (self._cut, leave):
-            outputs = () if leave is None else leave.tensors
+            outputs = () if leave is None else self._computed(leave)
             self._part = self._cut, leave, Graph(tail(self._graph.model, self._start, outputs), self._graph.layers)
         return self._part[2]
 
     @property
     def _start(self) -> Sequence[str]:
         """The tensors at the cut: inputs of what is run."""
-        return self._cut.tensors if self._cut else [str(value.name) for value in self._graph.model.graph.inputs]
+        return self._cut.start if self._cut else [str(value.name) for value in self._graph.model.graph.inputs]
+
+    def _computed(self, cut: Cut) -> list[str]:
+        """What has to be computed for a cut: some of it may pass the one before, too."""
+        return [name for name in cut.tensors if name not in self._start]
 
     def _first_change(self, layer: Layer) -> int:
         """The number of the first node behind which the lowered graph may differ: where pairs may stand, at least."""
@@ -114,17 +121,30 @@ class Front:
         return sum(layer.macs for layer in self._graph.layers if self._position[layer.name] < reached)
 
     def _move(self, cut: Cut) -> None:
-        part = serialize(tail(self._graph.model, self._start, cut.tensors))
-        self._batches = self._run(part, self._evaluator.reference.options)
+        part = self._compiled(tail(self._graph.model, self._start, self._computed(cut)), self._float)
+        found = [{**batch, **part(batch)} for batch in self._batches]
+        self._batches = [{name: values[name] for name in cut.start} for values in found]
         self._cut = cut
 
-    def _run(self, model: bytes, options: Mapping[str, str]) -> list[Outputs]:
-        """What the model gives for each batch."""
-        executable = self._compiled(model, options)
-        return [run_batch(executable, batch, self._evaluator.data.batch_rows) for batch in self._batches]
+    @property
+    def _float(self) -> Mapping[str, str]:
+        return self._evaluator.reference.options
 
-    def _compiled(self, model: bytes, options: Mapping[str, str]) -> Executable:
-        return self._evaluator.runtime.compile(model, machine.cores(), options)
+    def _compiled(self, model: ir.Model, options: Mapping[str, str]) -> Part:
+        executable = self._evaluator.runtime.compile(serialize(model), machine.cores(), options)
+        return Part(executable, [str(value.name) for value in model.graph.inputs], self._evaluator.data.batch_rows)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a network, compiled: values, of which it takes those named `inputs`, to its outputs."""
+
+    executable: Executable
+    inputs: Sequence[str]
+    rows: int
+
+    def __call__(self, values: Inputs) -> Outputs:
+        return run_batch(self.executable, {name: values[name] for name in self.inputs}, self.rows)
 
 
 def _spread(cuts: Sequence[Cut], layers: Sequence[int]) -> list[Cut]:

@@ -13,6 +13,8 @@ import torch
 from mixq.config import LayerScheme, Precision, RecipeStep
 from mixq.evaluator import Evaluator
 from mixq.front import Front
+from mixq.graph.cut import find_cuts
+from mixq.graph.layers import row_shapes
 from mixq.runtimes import NAMES, Executable, get_runtime
 from mixq.sensitivity import first_rows, single
 from mixq.task import Array, Inputs, load_task
@@ -53,6 +55,64 @@ def test_it_does_not_move_where_memory_forbids(evaluator: Evaluator, monkeypatch
     front = Front(evaluator, first_rows(evaluator.data, ROWS))
     front.advance_to(evaluator.graph.layers[-1])
     assert front.position == 0
+
+
+class Masked(torch.nn.Module):
+    """Two residual layers over words, whose mask is read at both ends, and whose length sizes what lies between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = torch.nn.Embedding(20, 16)
+        self.first, self.second = torch.nn.Linear(16, 16), torch.nn.Linear(16, 16)
+        self.last = torch.nn.Linear(16, 5)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        shared = mask.to(torch.float32).unsqueeze(2)
+        value = self.words(ids) * shared
+        for layer in (self.first, self.second):
+            value = value + torch.relu(layer(value)) * shared / ids.shape[1]
+        scores: torch.Tensor = self.last((value * shared).sum(1) / shared.sum(1))
+        return scores
+
+
+class MaskedWords(Tiny):
+    """Sentences of 6 to 9 words, filled up to 9."""
+
+    def model(self) -> torch.nn.Module:
+        return Masked().eval()
+
+    def rows(self, seed: int) -> Inputs:
+        rng = np.random.default_rng(seed)
+        return {
+            "ids": rng.integers(0, 20, (ROWS, 9)),
+            "mask": (np.arange(9) < rng.integers(6, 10, (ROWS, 1))).astype(np.int64),
+        }
+
+    def calibration(self) -> Iterator[Inputs]:
+        yield self.rows(0)
+
+    def batches(self, split: str) -> Iterator[tuple[Inputs, Array]]:
+        yield self.rows(1 if split == "search" else 2), np.arange(ROWS) % 5
+
+
+@pytest.mark.parametrize("runtime", NAMES)
+def test_what_comes_of_the_inputs_alone_is_computed_anew_behind_a_cut(runtime: str) -> None:
+    """A mask and sizes cross every cut, and are neither float nor have they all the batch first."""
+    evaluator = Evaluator(MaskedWords(), get_runtime(runtime))
+    graph, split = evaluator.graph, evaluator.data.split("search")
+    cuts = find_cuts(graph, row_shapes(graph.model, evaluator.data.example))
+    assert any("mask" in cut.inputs for cut in cuts)
+    assert {name for cut in cuts for name in cut.inputs} <= {"ids", "mask"}
+    front = Front(evaluator, split)
+    for layer in graph.layers[1:]:
+        candidate = evaluator.prepare(single(evaluator, layer, INT8))
+        front.advance_to(layer)
+        (want,), (have,) = (
+            found.values() for found in (evaluator.outputs(candidate, split), front.outputs(candidate.config))
+        )
+        assert np.abs(have - want).max() <= 2e-3 * np.abs(want).max()
+    assert front.position > 0
 
 
 class Chain(Tiny):

@@ -16,25 +16,51 @@ from mixq.graph.model import Graph
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Before node number `position`: the tensors that cross it, and how many elements they have for one row."""
+    """Before node number `position`: the computed tensors that cross it, and how many elements they have for one row.
+
+    inputs: those of the graph that are wanted behind it too.
+    """
 
     position: int
     tensors: tuple[str, ...]
     elements: int
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def start(self) -> tuple[str, ...]:
+        """All that the tail reads."""
+        return (*self.tensors, *self.inputs)
 
 
 def find_cuts(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Cut]:
-    """Every cut whose tensors are all float with the batch first; `shapes` are those of one row."""
+    """Every cut whose tensors are all float with the batch first; `shapes` are those of one row.
+
+    What comes of the inputs without a layer, as masks and sizes do, is computed anew behind a cut.
+    """
     nodes = list(graph.model.graph)
     index = {node: position for position, node in enumerate(nodes)}
+    sources = _sources(graph)
     values = [*graph.model.graph.inputs, *(output for node in nodes for output in node.outputs)]
     spans = {str(value.name): _span(value, index, len(nodes)) for value in values}
     usable = {str(value.name): _batched(value, shapes) for value in values}
     found = []
     for position in range(1, len(nodes)):
-        crossing = tuple(name for name, (made, last) in spans.items() if made < position <= last)
-        if crossing and all(usable[name] for name in crossing):
-            found.append(Cut(position, crossing, sum(math.prod(shapes[name]) for name in crossing)))
+        crossing = [name for name, (made, last) in spans.items() if made < position <= last]
+        tensors = tuple(name for name in crossing if name not in sources)
+        if tensors and all(usable[name] for name in tensors):
+            inputs = dict.fromkeys(source for name in crossing for source in sources.get(name, ()))
+            found.append(Cut(position, tensors, sum(math.prod(shapes[name]) for name in tensors), tuple(inputs)))
+    return found
+
+
+def _sources(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """By tensor that is computed without a layer: the inputs of the graph that it comes of."""
+    found: dict[str, tuple[str, ...]] = {str(value.name): (str(value.name),) for value in graph.model.graph.inputs}
+    for node in graph.model.graph:
+        read = [str(value.name) for value in node.inputs if value is not None and not value.is_initializer()]
+        if str(node.name) not in graph.by_name and all(name in found for name in read):
+            inputs = tuple(dict.fromkeys(source for name in read for source in found[name]))
+            found |= {str(value.name): inputs for value in node.outputs}
     return found
 
 
@@ -63,9 +89,11 @@ def joints(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Cut]:
 
 
 def tail(model: ir.Model, tensors: Sequence[str], outputs: Sequence[str] = ()) -> ir.Model:
-    """A copy of the part that reads `tensors` as its inputs and gives `outputs` (by default the graph's own)."""
+    """A copy of the part that gives `outputs` (by default the graph's own); its inputs: what it needs of `tensors`."""
     wanted = list(outputs) or [str(value.name) for value in model.graph.outputs]
-    return ir.Model(ir.convenience.extract(model.graph, tensors, wanted), ir_version=model.ir_version)
+    part = ir.convenience.extract(model.graph, tensors, wanted)
+    part.inputs[:] = [value for value in part.inputs if list(value.uses()) or value.is_graph_output()]
+    return ir.Model(part, ir_version=model.ir_version)
 
 
 def _span(value: ir.Value, index: Mapping[ir.Node, int], count: int) -> tuple[int, int]:

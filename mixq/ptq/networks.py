@@ -79,10 +79,10 @@ class Walk:
         if able:
             self._exact = self._moved(self._graph.model, self._exact, able[-1])
             self._int8 = self._moved(model, self._int8, able[-1])
-            self._at, self._start = able[-1].position, able[-1].tensors
+            self._at, self._start = able[-1].position, able[-1].start
 
     def _moved(self, model: ir.Model, batches: Sequence[Inputs], cut: Cut) -> list[Inputs]:
-        run = _outputs_of(model, self._material, cut.tensors, self._start)
+        run = _outputs_of(model, self._material, cut.start, self._start)
         return [{name: value.copy() for name, value in run(batch).items()} for batch in batches]
 
 
@@ -107,7 +107,6 @@ def _outputs_of(model: ir.Model, material: Material, tensors: Sequence[str], sta
     """Values of the tensors `start` → those of `tensors`, some of which may be the same ones."""
     wanted = [name for name in dict.fromkeys(tensors) if name not in start]
     part = tail(model, start, wanted)
-    part.graph.inputs[:] = [value for value in part.graph.inputs if list(value.uses())]
     run, given = material.compile_run(serialize(part)) if wanted else None, _input_names(part)
 
     def outputs_of(batch: Inputs) -> Outputs:

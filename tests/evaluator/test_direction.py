@@ -116,7 +116,7 @@ def searched(task: Task, folder: Path, *, trials: int = 8) -> mixq.SearchResult:
     space = {"precisions": ["fp32", "fp16", "int8"], "objectives": ["size"], "constraints": {"max_drop": 0.0005}}
     path = folder / "space.yaml"
     path.write_text(str(space), encoding="utf-8")
-    return mixq.search(task, path, folder / "out", sampler="random", trials=trials, tracking="none", quiet=True)
+    return mixq.search(task, path, folder / "out", sampler="tpe", trials=trials, tracking="none", quiet=True)
 
 
 def test_the_winner_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
