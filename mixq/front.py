@@ -41,7 +41,7 @@ class Front:
     """
 
     def __init__(self, evaluator: Evaluator, split: Split, recipe: Sequence[RecipeStep] = ()) -> None:
-        self._evaluator, self._rows = evaluator, split.rows
+        self._evaluator = evaluator
         self._batches: list[Inputs] = list(split.batches)
         self._cut: Cut | None = None
         self._prepared = evaluator.quantizer.prepared(tuple(recipe))
