@@ -56,7 +56,6 @@ class Evaluator:
         self.watch = Stopwatch()
         self.data = TaskData(task)
         self.primary = primary_metric(task)
-        self._graph: Graph | None = None
 
     @cached_property
     def graph(self) -> Graph:

@@ -21,7 +21,7 @@ from mixq.graph import serialize
 from mixq.graph.cut import Cut, find_cuts, tail
 from mixq.graph.layers import bias_place, row_shapes
 from mixq.graph.lower import lower
-from mixq.graph.model import Graph, Layer, values_by_name
+from mixq.graph.model import Graph, Layer, input_names, values_by_name
 from mixq.graph.plan import Plan, make_plan
 from mixq.graph.regions import float_types
 from mixq.ptq import parameters
@@ -92,9 +92,9 @@ class Front:
         return self._part[2]
 
     @property
-    def _start(self) -> Sequence[str]:
+    def _start(self) -> tuple[str, ...]:
         """The tensors at the cut: inputs of what is run."""
-        return self._cut.start if self._cut else [str(value.name) for value in self._graph.model.graph.inputs]
+        return self._cut.start if self._cut else input_names(self._graph.model)
 
     def _computed(self, cut: Cut) -> list[str]:
         """What has to be computed for a cut: some of it may pass the one before, too."""
@@ -132,7 +132,7 @@ class Front:
 
     def _compiled(self, model: ir.Model, options: Mapping[str, str]) -> Part:
         executable = self._evaluator.runtime.compile(serialize(model), machine.cores(), options)
-        return Part(executable, [str(value.name) for value in model.graph.inputs], self._evaluator.data.batch_rows)
+        return Part(executable, input_names(model), self._evaluator.data.batch_rows)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Part:
     """A part of a network, compiled: values, of which it takes those named `inputs`, to its outputs."""
 
     executable: Executable
-    inputs: Sequence[str]
+    inputs: tuple[str, ...]
     rows: int
 
     def __call__(self, values: Inputs) -> Outputs:

@@ -13,7 +13,7 @@ from mixq.config import MixedPrecisionConfig, Precision
 from mixq.errors import InputError
 from mixq.graph import large
 from mixq.graph.capture import relative_error
-from mixq.graph.model import deserialize
+from mixq.graph.model import deserialize, input_names
 from mixq.graph.normalize import check as check_onnx
 from mixq.probe import Probe, run_rows
 from mixq.runtimes import Executable, Runtime, get_runtime
@@ -157,7 +157,7 @@ def _onnx(exported: _Exported) -> str:
     model = deserialize(exported.model)
     check_onnx(model)
     want = sorted(mark.name for mark in exported.certificate.inputs)
-    have = sorted(str(value.name) for value in model.graph.inputs)
+    have = sorted(input_names(model))
     if want != have:
         raise InputError(f"{MODEL} has the inputs {have}, the certificate says {want}")
     return "passes the ONNX checker"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mixq.calibration.histogram import TensorStatistics
 from mixq.errors import InputError
-from mixq.graph.model import CompileRun, Graph, serialize, with_outputs
+from mixq.graph.model import CompileRun, Graph, input_names, serialize, with_outputs
 from mixq.task import Inputs
 
 
@@ -20,7 +20,7 @@ class Statistics:
 
 def collect(graph: Graph, tensors: Sequence[str], batches: Iterable[Inputs], compile_run: CompileRun) -> Statistics:
     """Statistics of `tensors` (inputs included) over `batches`. Raises InputError for an empty set or NaN."""
-    inputs = {str(value.name) for value in graph.model.graph.inputs}
+    inputs = set(input_names(graph.model))
     run = compile_run(serialize(with_outputs(graph.model, [name for name in tensors if name not in inputs])))
     found = {name: TensorStatistics() for name in tensors}
     seen = 0

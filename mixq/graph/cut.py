@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from mixq.graph.model import Graph
+from mixq.graph.model import Graph, input_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def find_cuts(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Cut]:
 
 def _sources(graph: Graph) -> dict[str, tuple[str, ...]]:
     """By tensor that is computed without a layer: the inputs of the graph that it comes of."""
-    found: dict[str, tuple[str, ...]] = {str(value.name): (str(value.name),) for value in graph.model.graph.inputs}
+    found: dict[str, tuple[str, ...]] = {name: (name,) for name in input_names(graph.model)}
     for node in graph.model.graph:
         read = [str(value.name) for value in node.inputs if value is not None and not value.is_initializer()]
         if str(node.name) not in graph.by_name and all(name in found for name in read):
@@ -72,10 +72,9 @@ def joints(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Cut]:
     """
     nodes = list(graph.model.graph)
     index = {node: position for position, node in enumerate(nodes)}
-    computed: dict[str, ir.Value] = {}
-    for node in nodes:
-        if str(node.name) in graph.by_name or any(v is not None and str(v.name) in computed for v in node.inputs):
-            computed |= {str(value.name): value for value in node.outputs}
+    sources = _sources(graph)
+    values = {str(value.name): value for node in nodes for value in node.outputs}
+    computed = {name: value for name, value in values.items() if name not in sources}
     spans = {name: _span(value, index, len(nodes)) for name, value in computed.items()}
     found: dict[int, Cut] = {}
     layers = 0

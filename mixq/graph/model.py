@@ -148,6 +148,10 @@ def with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:
     return copy
 
 
+def input_names(model: ir.Model) -> tuple[str, ...]:
+    return tuple(str(value.name) for value in model.graph.inputs)
+
+
 def values_by_name(model: ir.Model) -> dict[str, ir.Value]:
     """Every named tensor: inputs, initializers and node outputs."""
     values = [*model.graph.inputs, *model.graph.initializers.values()]

@@ -18,7 +18,6 @@ import numpy as np
 from mixq import affine
 from mixq.errors import MixqError
 from mixq.graph.branches import with_branch_scales, without_idle_scales
-from mixq.graph.edit import nodes_by_name
 from mixq.graph.layers import row_shapes
 from mixq.graph.model import Graph, serialize, with_outputs
 from mixq.graph.plan import candidates
@@ -52,8 +51,8 @@ class Equalize:
 
     def _factors(self, graph: Graph, group: ScaleGroup, seen: Channels) -> Array:
         """One factor a channel, their geometric mean 1; ones where nothing is gained."""
-        nodes = nodes_by_name(graph.model.graph)
-        readers = [Reader(read_weight(nodes[name]), partial(read_channels, nodes[name])) for name in group.readers]
+        nodes = [graph.nodes[name] for name in group.readers]
+        readers = [Reader(read_weight(node), partial(read_channels, node)) for node in nodes]
         reach = np.maximum(seen.high, -seen.low)
         used = _largest_weights(readers, len(reach))
         alive = (reach > 0) & (used > 0)

@@ -13,7 +13,6 @@ from functools import partial
 
 import numpy as np
 
-from mixq.graph.edit import nodes_by_name
 from mixq.graph.model import Graph, Layer
 from mixq.ptq.matrix import LayerMatrix
 from mixq.ptq.networks import int8_inputs
@@ -116,8 +115,7 @@ def mean_columns(prepared: Prepared, material: Material, layers: Sequence[Layer]
 
 def matrices_of(graph: Graph, layers: Iterable[Layer]) -> dict[str, LayerMatrix]:
     """By layer name."""
-    nodes = nodes_by_name(graph.model.graph)
-    return {layer.name: LayerMatrix(layer, nodes[layer.name]) for layer in layers}
+    return {layer.name: LayerMatrix(layer, graph.nodes[layer.name]) for layer in layers}
 
 
 def _held_bytes(layer: Layer, rows: int) -> int:

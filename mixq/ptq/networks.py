@@ -11,7 +11,7 @@ from mixq.graph.cut import Cut, find_cuts, tail
 from mixq.graph.edit import nodes_by_name
 from mixq.graph.layers import row_shapes
 from mixq.graph.lower import lower
-from mixq.graph.model import Graph, Layer, Run, serialize, values_by_name
+from mixq.graph.model import Graph, Layer, Run, input_names, serialize, values_by_name
 from mixq.graph.plan import make_plan
 from mixq.ptq.parameters import parameters
 from mixq.ptq.state import Material, Prepared
@@ -23,13 +23,13 @@ MOST_BYTES = 2**28  # of the values at a cut, over all batches
 
 def float_inputs(graph: Graph, material: Material, layers: Sequence[Layer]) -> Run:
     """Inputs of the network → by layer name, the layer's input."""
-    return _inputs_of(graph.model, material, layers, _input_names(graph.model))
+    return _inputs_of(graph.model, material, layers, input_names(graph.model))
 
 
 def int8_inputs(prepared: Prepared, material: Material, layers: Sequence[Layer]) -> Run:
     """The same where every layer runs in INT8."""
     model = int8_model(prepared, material)
-    return _inputs_of(model, material, layers, _input_names(model))
+    return _inputs_of(model, material, layers, input_names(model))
 
 
 def int8_model(prepared: Prepared, material: Material) -> ir.Model:
@@ -50,13 +50,13 @@ class Walk:
 
     def __init__(self, graph: Graph, material: Material) -> None:
         self._graph, self._material = graph, material
-        self._at, self._start = 0, _input_names(graph.model)
+        self._at, self._start = 0, input_names(graph.model)
         self._exact: list[Inputs] = list(material.batches)
         self._int8: list[Inputs] = list(material.batches)
         rows = sum(len(next(iter(batch.values()))) for batch in material.batches)
         cuts = find_cuts(graph, row_shapes(graph.model, material.batches[0]))
         self._cuts = [cut for cut in cuts if 4 * cut.elements * rows <= MOST_BYTES]
-        self._position = {str(node.name): index for index, node in enumerate(graph.model.graph)}
+        self._position = {name: index for index, name in enumerate(graph.nodes)}
 
     def inputs(self, prepared: Prepared, layer: Layer) -> Iterator[tuple[Array, Array]]:
         """The layer's input in FP32 and in INT8, batch by batch."""
@@ -86,10 +86,6 @@ class Walk:
         return [{name: value.copy() for name, value in run(batch).items()} for batch in batches]
 
 
-def _input_names(model: ir.Model) -> tuple[str, ...]:
-    return tuple(str(value.name) for value in model.graph.inputs)
-
-
 def _inputs_of(model: ir.Model, material: Material, layers: Sequence[Layer], start: Sequence[str]) -> Run:
     """Values of the tensors `start` → by layer name, the layer's input."""
     nodes = nodes_by_name(model.graph)
@@ -107,7 +103,7 @@ def _outputs_of(model: ir.Model, material: Material, tensors: Sequence[str], sta
     """Values of the tensors `start` → those of `tensors`, some of which may be the same ones."""
     wanted = [name for name in dict.fromkeys(tensors) if name not in start]
     part = tail(model, start, wanted)
-    run, given = material.compile_run(serialize(part)) if wanted else None, _input_names(part)
+    run, given = material.compile_run(serialize(part)) if wanted else None, input_names(part)
 
     def outputs_of(batch: Inputs) -> Outputs:
         found = run({name: batch[name] for name in given}) if run is not None else {}

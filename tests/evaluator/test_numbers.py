@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -14,11 +15,12 @@ import torch
 
 from experiments.digits.task import Digits
 from mixq.config import LayerScheme
+from mixq.dataset import Split, row_count
 from mixq.evaluation import Candidate, DroppedError, Glimpse
 from mixq.evaluator import Evaluator
 from mixq.race import look_points
 from mixq.runtimes import NAMES, Executable, get_runtime
-from mixq.task import Array
+from mixq.task import Array, Inputs, Outputs
 from tests.digits_helpers import digits
 from tests.evaluator.configurations import BF16, FP16, INT8, all_in, only
 
@@ -161,6 +163,28 @@ def test_robustness_is_the_metric_on_corrupted_images() -> None:
     assert found.keys() == {"gaussian_noise", "blur", "contrast"}
     mean = images.mean((1, 2, 3), keepdims=True)
     assert found["contrast"] == top1(torch_logits(mean + np.float32(0.5) * (images - mean)), labels)
+
+
+def test_a_corruption_is_applied_to_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = digits()
+    split = evaluator.data.split("search")
+    seen: list[int] = []
+    given: list[Outputs] = []
+
+    def blank(inputs: Inputs) -> Inputs:
+        seen.append(row_count(inputs))
+        return {"image": np.zeros_like(inputs["image"])}
+
+    def noted(outputs: Outputs, split: Split) -> Mapping[str, float]:
+        given.append(outputs)
+        return {"top1": 0.0}
+
+    monkeypatch.setattr(evaluator.data, "corruptions", lambda: {"blank": blank})
+    monkeypatch.setattr(evaluator.data, "metrics", noted)
+    evaluator.robustness(evaluator.reference)
+    found = only(given[0])
+    assert sum(seen) == split.rows == len(found)
+    assert np.ptp(found, axis=0).max() < 1e-5
 
 
 def test_robustness_compiles_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
