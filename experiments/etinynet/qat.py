@@ -39,9 +39,10 @@ RECIPES: dict[str, Recipe] = {
         BIAS_CORRECTION,
     ),
     "calibrate, adaround": (RecipeStep(name="calibrate"), ADAROUND),
+    "equalize, calibrate, adaround": (RecipeStep(name="equalize"), RecipeStep(name="calibrate"), ADAROUND),
     "calibrate (best), adaround": (RecipeStep(name="calibrate", params={"activations": "best"}), ADAROUND),
 }
-TRAINED_FROM = "calibrate, adaround"
+TRAINED_FROM = "equalize, calibrate, adaround"
 
 
 class EtinyNetViews(EtinyNet):

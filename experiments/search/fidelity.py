@@ -2,9 +2,10 @@
 
     python -m experiments.search.fidelity --data FOLDER
 
-Random mixes of FP32, BF16 and INT8, in runs of layers of random length, are measured on OpenVINO. Latency: the first
-mixes teach the cost model, the others test it. Error: random mixes of FP32 and INT8; the prediction comes from the
-analysis of single layers on 200 rows that every search makes, the measured KL from the whole search split.
+Random mixes of FP32, INT8 and, where the CPU has it, BF16, in runs of layers of random length, are measured on
+OpenVINO. Latency: the first mixes teach the cost model, the others test it. Error: random mixes of FP32 and INT8; the
+prediction comes from the analysis of single layers on 200 rows that every search makes, the measured KL from the whole
+search split.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def random_mix(choices: Choices, rng: np.random.Generator, kinds: Sequence[str])
         if rng.random() < changes:
             kind = str(rng.choice(kinds))
         found[unit.name] = kind
-    rest = str(rng.choice([rest.value for rest in choices.rest])) if "bf16" in kinds else "fp32"
+    rest = str(rng.choice([rest.value for rest in choices.rest if rest.value in kinds]))
     return {**found, "rest": rest, "recipe": next(iter(choices.recipes))}
 
 
@@ -56,7 +57,8 @@ def latency_rows(name: str, evaluator: Evaluator, choices: Choices) -> list[list
     """A row for each number of trials that the model has learned from."""
     model = CostModel(choices, evaluator.graph, take_profiles(evaluator, choices))
     rng = np.random.default_rng(0)
-    mixes = [random_mix(choices, rng, ("fp32", "bf16", "int8")) for _ in range(max(TAUGHT) + TESTED)]
+    kinds = list(dict.fromkeys(str(scheme) for unit in choices.units for scheme in unit.schemes))
+    mixes = [random_mix(choices, rng, kinds) for _ in range(max(TAUGHT) + TESTED)]
     seen = [_observed(evaluator, choices, model, mix) for mix in mixes]
     tests, wanted = mixes[-TESTED:], np.array([one.cost for one in seen[-TESTED:]])
     noise = np.median([one.deviation / one.cost for one in seen])
