@@ -3,9 +3,10 @@
     python -m experiments.search.fidelity --data FOLDER
 
 Random mixes of FP32, INT8 and, where the CPU has it, BF16, in runs of layers of random length, are measured on
-OpenVINO. Latency: the first mixes teach the cost model, the others test it. Error: random mixes of FP32 and INT8; the
-prediction comes from the analysis of single layers on 200 rows that every search makes, the measured KL from the whole
-search split.
+OpenVINO. Latency: the first mixes teach the cost model, the others test it. Each is measured twice, and the second
+measurement's rank correlation with the first stands beside the model's with their mean. Error: random mixes of FP32 and
+INT8; the prediction comes from the analysis of single layers on 200 rows that every search makes, the measured KL from
+the whole search split.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from mixq import measures
 from mixq.analysis import ANALYSIS_ROWS
 from mixq.config import LayerScheme, Precision
 from mixq.evaluator import Evaluator
-from mixq.latency import measure_pair
+from mixq.latency import Interval, measure_pair
 from mixq.runtimes import get_runtime
 from mixq.searcher.choices import Choices, Params, make_choices
 from mixq.searcher.cost import CostModel, Observation, take_profiles
@@ -38,6 +39,7 @@ SPACE = SearchSpace.model_validate({"precisions": ["fp32", "bf16", "int8"], "res
 INT8 = LayerScheme(precision=Precision.INT8)
 TAUGHT = (0, 5, 10, 20, 40)
 TESTED = 40
+SECONDS = 0.3  # a measurement
 MIXES = 40  # for the error
 
 
@@ -60,24 +62,32 @@ def latency_rows(name: str, evaluator: Evaluator, choices: Choices) -> list[list
     kinds = list(dict.fromkeys(str(scheme) for unit in choices.units for scheme in unit.schemes))
     mixes = [random_mix(choices, rng, kinds) for _ in range(max(TAUGHT) + TESTED)]
     seen = [_observed(evaluator, choices, model, mix) for mix in mixes]
-    tests, wanted = mixes[-TESTED:], np.array([one.cost for one in seen[-TESTED:]])
-    noise = np.median([one.deviation / one.cost for one in seen])
+    costs = np.array([[one.cost for one in pair] for pair in seen[-TESTED:]])
+    tests, wanted = mixes[-TESTED:], costs.mean(1)
+    again = float(spearmanr(*costs.T).statistic)
+    noise = np.median([first.deviation / first.cost for first, _ in seen])
     rows = []
     for count in TAUGHT:
-        model.fit(seen[:count])
+        model.fit([first for first, _ in seen[:count]])
         found = np.array([model.predict(mix) for mix in tests])
         errors = np.abs(found / wanted - 1)
         correlation = float(spearmanr(found, wanted).statistic)
         figures = [f"{np.median(errors):.1%}", f"{np.quantile(errors, 0.9):.1%}", f"{correlation:.3f}"]
-        rows.append([name, str(count), *figures, f"{wanted.min():.2f} … {wanted.max():.2f}", f"{noise:.1%}"])
+        spread = f"{wanted.min():.2f} … {wanted.max():.2f}"
+        rows.append([name, str(count), *figures, f"{again:.3f}", spread, f"{noise:.1%}"])
     return rows
 
 
-def _observed(evaluator: Evaluator, choices: Choices, model: CostModel, mix: Params) -> Observation:
+def _observed(evaluator: Evaluator, choices: Choices, model: CostModel, mix: Params) -> tuple[Observation, Observation]:
+    """Two measurements."""
     runtime, example = evaluator.runtime, evaluator.data.example
     reference, candidate = evaluator.reference, evaluator.prepare(choices.config(mix))
     calls = [runtime.compile(one.model, 1, one.options).bind(example) for one in (reference, candidate)]
-    speedup = measure_pair(calls[0], calls[1], 0.2).speedup
+    first, second = (measure_pair(calls[0], calls[1], SECONDS).speedup for _ in range(2))
+    return _observation(model, mix, first), _observation(model, mix, second)
+
+
+def _observation(model: CostModel, mix: Params, speedup: Interval) -> Observation:
     return model.observe(mix, 1 / speedup.median, (1 / speedup.low - 1 / speedup.high) / 4)
 
 
@@ -123,6 +133,7 @@ def main(argv: Sequence[str]) -> None:
         "median error",
         "90 %",
         "Spearman ρ",
+        "ρ of a second measurement",
         "latency ÷ FP32's",
         "timing's noise",
     ]
