@@ -49,7 +49,7 @@ class Front:
         shapes = row_shapes(graph.model, evaluator.data.example)
         self._cuts = [cut for cut in find_cuts(graph, shapes) if 4 * cut.elements * split.rows <= MOST_BYTES]
         self._values = values_by_name(graph.model)
-        self._position = {name: index for index, name in enumerate(graph.nodes)}
+        self._position = graph.positions
         self._exits = _spread(self._cuts, [self._position[layer.name] for layer in graph.layers])
         self._part: tuple[Cut | None, Cut | None, Graph] | None = None
         self._rest: tuple[Cut, Part] | None = None

@@ -93,6 +93,11 @@ class Graph:
         """The nodes by name, in order."""
         return {str(node.name): node for node in self.model.graph}
 
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """The nodes' numbers by name."""
+        return {name: number for number, name in enumerate(self.nodes)}
+
     @property
     def layer_names(self) -> list[str]:
         return [layer.name for layer in self.layers]

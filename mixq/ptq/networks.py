@@ -56,7 +56,6 @@ class Walk:
         rows = sum(len(next(iter(batch.values()))) for batch in material.batches)
         cuts = find_cuts(graph, row_shapes(graph.model, material.batches[0]))
         self._cuts = [cut for cut in cuts if 4 * cut.elements * rows <= MOST_BYTES]
-        self._position = {name: index for index, name in enumerate(graph.nodes)}
 
     def inputs(self, prepared: Prepared, layer: Layer) -> Iterator[tuple[Array, Array]]:
         """The layer's input in FP32 and in INT8, batch by batch."""
@@ -73,7 +72,7 @@ class Walk:
         able = [
             cut
             for cut in self._cuts
-            if self._at < cut.position <= self._position[layer.name]
+            if self._at < cut.position <= self._graph.positions[layer.name]
             and all(name in values and values[name].dtype == ir.DataType.FLOAT for name in cut.tensors)
         ]
         if able:

@@ -19,8 +19,7 @@ def find_hints(graph: Graph, trained: Collection[str], lessons: Lessons, weight:
     """Those behind a trained layer, of the FP32 network `graph`; None where there are none or none are wanted."""
     if not weight or not lessons.distills:
         return None
-    position = {name: number for number, name in enumerate(graph.nodes)}
-    first = min(position[name] for name in trained)
+    first = min(graph.positions[name] for name in trained)
     found = [cut for cut in joints(graph, row_shapes(graph.model, lessons.batches[0])) if cut.position > first]
     tensors = tuple(name for cut in found for name in cut.tensors)
     return Hints(tensors, weight, serialize(with_outputs(graph.model, tensors))) if tensors else None
