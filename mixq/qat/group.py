@@ -153,6 +153,8 @@ def started_by_torchrun() -> bool:
 @contextmanager
 def joined() -> Iterator[Group]:
     """The group of the processes that torchrun started; the followers are let go at the end."""
+    import torch.distributed.nn.functional  # imported later, as onnx's export does, its defaults keep the group alive
+
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     try:
         torch.distributed.init_process_group(backend, timeout=PATIENCE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,33 @@ def evaluated(config: Path, *launcher: str) -> dict[str, float]:
     assert found.returncode == 0, found.stderr
     answer: dict[str, float] = json.loads(found.stdout)["evaluation"]
     return answer
+
+
+OUTLIVED = """
+import weakref
+import torch.distributed
+from mixq.qat.group import joined
+with joined():
+    import torch.distributed.nn.functional  # as torch's exporter does
+    group = weakref.ref(torch.distributed.group.WORLD)
+print("kept" if group() else "gone")
+"""
+
+
+def test_nothing_keeps_the_group_alive() -> None:
+    """Its threads would live as long, and now and then abort a process whose interpreter is at its end."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "WORLD_SIZE": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", OUTLIVED],
+        env=os.environ | alone,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert found.stdout == "gone\n", found.stderr
 
 
 @pytest.mark.slow
