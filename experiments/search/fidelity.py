@@ -3,8 +3,9 @@
     python -m experiments.search.fidelity --data FOLDER
 
 Random mixes of FP32, INT8 and, where the CPU has it, BF16, in runs of layers of random length, are measured on
-OpenVINO. Latency: the first mixes teach the cost model, the others test it. Each is measured twice, and the second
-measurement's rank correlation with the first stands beside the model's with their mean. Error: random mixes of FP32 and
+OpenVINO. Latency: the first mixes teach the cost model, measured as briefly as a search does; the others, measured for
+longer, test it. They are measured twice, and the second measurement's rank correlation with the first stands beside the
+model's with their mean. Error: random mixes of FP32 and
 INT8; the prediction comes from the analysis of single layers on 200 rows that every search makes, the measured KL from
 the whole search split.
 """
@@ -39,7 +40,8 @@ SPACE = SearchSpace.model_validate({"precisions": ["fp32", "bf16", "int8"], "res
 INT8 = LayerScheme(precision=Precision.INT8)
 TAUGHT = (0, 5, 10, 20, 40)
 TESTED = 40
-SECONDS = 0.3  # a measurement
+SECONDS = 0.3  # a measurement that teaches
+TESTED_SECONDS = 1.0  # one that tests
 MIXES = 40  # for the error
 
 
@@ -61,14 +63,16 @@ def latency_rows(name: str, evaluator: Evaluator, choices: Choices) -> list[list
     rng = np.random.default_rng(0)
     kinds = list(dict.fromkeys(str(scheme) for unit in choices.units for scheme in unit.schemes))
     mixes = [random_mix(choices, rng, kinds) for _ in range(max(TAUGHT) + TESTED)]
-    seen = [_observed(evaluator, choices, model, mix) for mix in mixes]
-    costs = np.array([[one.cost for one in pair] for pair in seen[-TESTED:]])
-    tests, wanted = mixes[-TESTED:], costs.mean(1)
+    taught, tests = mixes[: max(TAUGHT)], mixes[-TESTED:]
+    seen = [observation(model, mix, speedups(evaluator, choices, mix, SECONDS)[0]) for mix in taught]
+    tested = [speedups(evaluator, choices, mix, TESTED_SECONDS, 2) for mix in tests]
+    costs = 1 / np.array([[one.median for one in pair] for pair in tested])
+    wanted = costs.mean(1)
     again = float(spearmanr(*costs.T).statistic)
-    noise = np.median([first.deviation / first.cost for first, _ in seen])
+    noise = np.median([one.deviation / one.cost for one in seen])
     rows = []
     for count in TAUGHT:
-        model.fit([first for first, _ in seen[:count]])
+        model.fit(seen[:count])
         found = np.array([model.predict(mix) for mix in tests])
         errors = np.abs(found / wanted - 1)
         correlation = float(spearmanr(found, wanted).statistic)
@@ -78,16 +82,16 @@ def latency_rows(name: str, evaluator: Evaluator, choices: Choices) -> list[list
     return rows
 
 
-def _observed(evaluator: Evaluator, choices: Choices, model: CostModel, mix: Params) -> tuple[Observation, Observation]:
-    """Two measurements."""
+def speedups(evaluator: Evaluator, choices: Choices, mix: Params, seconds: float, times: int = 1) -> list[Interval]:
+    """`times` measurements beside FP32."""
     runtime, example = evaluator.runtime, evaluator.data.example
     reference, candidate = evaluator.reference, evaluator.prepare(choices.config(mix))
     calls = [runtime.compile(one.model, 1, one.options).bind(example) for one in (reference, candidate)]
-    first, second = (measure_pair(calls[0], calls[1], SECONDS).speedup for _ in range(2))
-    return _observation(model, mix, first), _observation(model, mix, second)
+    return [measure_pair(calls[0], calls[1], seconds).speedup for _ in range(times)]
 
 
-def _observation(model: CostModel, mix: Params, speedup: Interval) -> Observation:
+def observation(model: CostModel, mix: Params, speedup: Interval) -> Observation:
+    """What a trial that measured `speedup` would teach."""
     return model.observe(mix, 1 / speedup.median, (1 / speedup.low - 1 / speedup.high) / 4)
 
 
