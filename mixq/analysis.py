@@ -15,7 +15,7 @@ from mixq.searcher.choices import Choices
 from mixq.searcher.cost import take_profiles
 from mixq.searcher.guidance import guide_of, planned_starts
 from mixq.searcher.run import enqueue, is_queued
-from mixq.searcher.samplers import get_sampler
+from mixq.searcher.samplers import GUIDED, get_sampler
 from mixq.searcher.stop import Ending
 from mixq.searcher.study import load_profiles, load_sensitivity, store_profiles, store_sensitivity
 from mixq.searcher.warmstart import ANALYZED, analyzed_starts
@@ -79,7 +79,8 @@ def guide_job(job: SearchJob, progress: Progress, check: Check | None = None) ->
         return
     passed = any(trial.feasible and trial.config.layers_with(Precision.INT8) for trial in job.trials)
     planned = [] if passed else planned_starts(study, choices, guide, seed)
-    starts = analyzed_starts(choices, job.sensitivity, recipes_first=not passed)
+    ladders = job.space.sampler != GUIDED
+    starts = analyzed_starts(choices, job.sensitivity, recipes_first=not passed, ladders=ladders)
     enqueue(study, ANALYZED, [*planned, *starts])
 
 

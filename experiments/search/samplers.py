@@ -2,9 +2,10 @@
 
     python -m experiments.search.samplers --data FOLDER --seconds 60 --seeds 3
 
-All start from the same analysis, profiles, warm start and prepared recipes, none of which counts. `value` is the best
-feasible trial's time ÷ FP32's, at the bad end of its interval; `hypervolume` that of 1 ÷ speed-up and 1 ÷ compression
-against (1, 1), of the trials found feasible by a quarter, half and the end of the time.
+All start from the same analysis, profiles, uniform configurations and prepared recipes, none of which counts; what a
+search queues next for its sampler (planned starts, ladders) does. `value` is the best feasible trial's time ÷ FP32's,
+at the bad end of its interval; `hypervolume` that of 1 ÷ speed-up and 1 ÷ compression against (1, 1), of the trials
+found feasible by a quarter, half and the end of the time.
 """
 
 import argparse
@@ -94,8 +95,7 @@ class Known:
 def searched(evaluator: Evaluator, sampler: str, seed: int, seconds: float, max_drop: float, known: Known) -> Run:
     """One search from a fresh study."""
     space = load_space(SPACE)
-    if sampler != RANDOM:
-        space = space.model_copy(update={"sampler": sampler})
+    space = space.model_copy(update={"sampler": "tpe" if sampler == RANDOM else sampler})
     space = space.model_copy(update={"constraints": space.constraints.model_copy(update={"max_drop": max_drop})})
     for recipe in space.recipes.values():
         evaluator.quantizer.prepared(recipe)
@@ -112,13 +112,16 @@ def searched(evaluator: Evaluator, sampler: str, seed: int, seconds: float, max_
         job = open_job(
             evaluator, space, Path(folder), names, seed, Budget(10**6, time.monotonic()), Progress(quiet=True)
         )
+        in_study = (job.study, evaluator, job.choices, space)
+        run(*in_study, Budget(10**6, time.monotonic()), Stop(), trials.append, queued_only=True)
+        job.history.update()
         guide_job(job, Progress(quiet=True))
         if sampler == RANDOM:
             job.study.sampler = Distinct(optuna.samplers.RandomSampler(seed), job.choices, seed)
         known.sensitivity, known.profiles = job.sensitivity, load_profiles(job.study)
         now = time.monotonic()
         budget = Budget(10**6, now, now + seconds)
-        run(job.study, evaluator, job.choices, space, budget, Stop(), trials.append)
+        run(*in_study, budget, Stop(), trials.append, beside=job.history)
     return Run(sampler, tuple(trials))
 
 

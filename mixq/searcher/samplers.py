@@ -19,7 +19,9 @@ from mixq.searcher.guided import Guide, Move
 from mixq.searcher.study import VALUES, Frozen, is_feasible, seen_configs
 
 TRIES = 20
-PLANNED = 0.5  # of the proposals of `guided`
+GUIDED = "guided"
+PLANNED = 0.9  # of the proposals of `guided`
+DRAWS = 3  # of the planner, which may propose what was tried already
 TOLD = (TrialState.COMPLETE, TrialState.PRUNED)
 TRIES_OF = {"gp": 2}  # it takes seconds to propose, and asked again proposes the same mostly
 
@@ -33,7 +35,7 @@ def get_sampler(name: str, choices: Choices, guide: Guide, seed: int) -> BaseSam
 
 
 class Guided(BaseSampler):
-    """Our own: every other proposal is the planner's, the rest are mutations of the current front.
+    """Our own: most proposals are the planner's, the rest are mutations of the current front.
 
     Moves that are cheap and insensitive are preferred.
     A feasible parent is made faster: layers go from float to INT8, by saved work over error. An infeasible one is
@@ -56,8 +58,10 @@ class Guided(BaseSampler):
     def propose(self, trials: Frozen) -> Params:
         """By all trials of a study."""
         told = [trial for trial in trials if trial.state in TOLD]
-        if self._rng.random() < self._planned:
-            return self._guide.planner.propose(told, self._rng)
+        for _ in range(DRAWS if self._rng.random() < self._planned else 0):
+            planned = self._guide.planner.propose(told, self._rng)
+            if all(planned != trial.params for trial in trials):
+                return planned
         parents = front(told)
         if not parents:
             return random_params(self._choices, self._rng)
@@ -189,7 +193,7 @@ def random_params(choices: Choices, rng: np.random.Generator) -> Params:
 
 
 SAMPLERS: Mapping[str, Callable[[Choices, Guide, int], BaseSampler]] = {
-    "guided": Guided,
+    GUIDED: Guided,
     "tpe": lambda choices, guide, seed: optuna.samplers.TPESampler(seed=seed, multivariate=True),
     "gp": lambda choices, guide, seed: optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False),
 }

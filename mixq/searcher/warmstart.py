@@ -27,14 +27,17 @@ def uniform_starts(choices: Choices) -> list[Start]:
     return _distinct(choices, _uniform(choices))
 
 
-def analyzed_starts(choices: Choices, sensitivity: Sensitivity, *, recipes_first: bool) -> list[Start]:
+def analyzed_starts(
+    choices: Choices, sensitivity: Sensitivity, *, recipes_first: bool, ladders: bool = True
+) -> list[Start]:
     """What is not among the uniform starts: ladders and, before or after them, INT8 by the space's other recipes.
 
     Better recipes make INT8 no faster: they come first where the first one loses too much. What trains
-    comes last, since it costs most: all layers, then the k most sensitive ones.
+    comes last, since it costs most: all layers, then the k most sensitive ones. ladders: those without training, which
+    a sampler that plans has better ones for.
     """
     uniform = {choices.config(params).id for _, params in _uniform(choices)}
-    parts = (_recipes(choices), _ladders(choices, sensitivity, trained=False))
+    parts = (_recipes(choices), _ladders(choices, sensitivity, trained=False) if ladders else ())
     trained = (_trained(choices), _ladders(choices, sensitivity, trained=True))
     found = _distinct(choices, chain(*(parts if recipes_first else reversed(parts)), *trained))
     return [(origin, params) for origin, params in found if choices.config(params).id not in uniform]

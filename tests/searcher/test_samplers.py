@@ -126,6 +126,24 @@ def proposals(toy: Toy, parent: str, count: int = 200) -> tuple[list[float], lis
     return [toy.drop(config) for config in configs], [toy.share(config) for config in configs]
 
 
+def test_what_the_planner_proposes_again_is_mutated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was asked three times then: another draw of its costs may lead elsewhere."""
+    search = Search(Toy.random(12), space())
+    assert search.study is not None
+    (trial,) = search.run(1)
+    tried = {name: str(value) for name, value in search.study.trials[0].params.items()}
+    guide, asked = Guide(search.choices, search.toy.graph, search.toy.sensitivity, "latency"), []
+
+    def propose(*_: object) -> Params:
+        asked.append(1)
+        return tried
+
+    monkeypatch.setattr(guide.planner, "propose", propose)
+    found = Guided(search.choices, guide, seed=0, planned=1).propose(search.study.trials)
+    assert search.choices.config(found).id != trial.config.id
+    assert len(asked) == 3
+
+
 def test_a_parent_within_the_limits_is_made_faster() -> None:
     """From FP32 every move is towards INT8, unless a second one takes it back; the likely ones cost little: most
     children stay within the drop."""

@@ -56,6 +56,17 @@ def test_training_comes_last() -> None:
     assert trainings == [*[("5", "1e-05")] * 6, ("9", "1e-05"), *[("5", "1e-05")] * 3]
 
 
+def test_without_ladders_those_that_train_stay() -> None:
+    wanted = space(precisions=["fp32", "int8"], stages=["ptq", "qat"], training=TRAINING)
+    choices = choices_of(TOY, wanted)
+    all_of_them, fewer = (
+        [origin for origin, _ in analyzed_starts(choices, TOY.sensitivity, recipes_first=True, ladders=ladders)]
+        for ladders in (True, False)
+    )
+    assert fewer == [origin for origin in all_of_them if not (origin.startswith("ladder") and origin.endswith("fp32"))]
+    assert any(origin.startswith("ladder") for origin in fewer)
+
+
 def test_a_space_that_only_trains_spares_the_sensitive_layers_too() -> None:
     wanted = space(precisions=["fp32", "int8"], stages=["qat"], training=TRAINING)
     assert [layers for _, layers in listed(wanted)] == ["TTTTT", "FFFFF", "TTTFT", "TFTFT", "FFTFF", "TTTTT"]
