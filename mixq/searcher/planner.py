@@ -1,7 +1,7 @@
 """Planner: proposes what the models of cost and error say is best, at the error where trials begin to fail.
 
-Trials tell both models how far they are off. Costs are drawn from what the trials leave possible (Thompson sampling,
-Russo et al. 2018), so that proposals differ where something is still to be learned.
+Trials tell both models how far they are off. Costs and errors are drawn from what the trials leave possible (Thompson
+sampling, Russo et al. 2018), so that proposals differ where something is still to be learned.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from mixq.searcher.cost import CostModel, Observation
 from mixq.searcher.solve import SMALLEST_CHARGE, Errors, Prices, cheapest_within
 from mixq.searcher.study import EVALUATION, GLIMPSE, is_feasible
 
-SPREAD = 0.3  # of the logarithm of the error that is aimed at
+SPREAD = 0.1  # of the logarithm of the error that is aimed at
 SHARES = tuple(np.geomspace(0.02, 2.0, 21).tolist())  # of a layer's error, that training may leave
+DOUBT = 0.3  # of a layer's error, relative: how far it may be off before trials tell
+DOUBT_OF_ALL = 0.1  # the same, relative to the mean of all layers: what is predicted to be nothing may be something
+MISFIT = 0.15  # of a configuration's error, relative: what no layer's error explains
+LEAST_SHARE = 0.1  # of what all layers have in common: a layer's error is not drawn below
 STEP_DOWN = 4.0  # below the least error that failed, where nothing with an error passed yet
 FIRST_SHARES = (1 / 16, 1 / 4)  # the one more likely to pass comes first
 
@@ -50,11 +54,11 @@ class Planner:
         self._tried: list[Tried] = []
 
     def propose(self, trials: Sequence[FrozenTrial], rng: np.random.Generator) -> Params:
-        """The cheapest parameters, by a draw of the costs, within an error drawn around that where trials fail."""
+        """The cheapest within an error drawn around that where trials fail, by draws of costs and errors."""
         self._learn(trials)
         recipe = self._best_recipe(rng)
-        limit = self._limit() * float(np.exp(SPREAD * rng.standard_normal())) / self._factor(recipe)
-        return self._cheapest(self._choices, recipe, limit, rng)
+        limit = self._limit() * float(np.exp(SPREAD * rng.standard_normal()))
+        return self._cheapest(self._choices, recipe, self._drawn(recipe, rng), limit, rng)
 
     def first(self, trials: Sequence[FrozenTrial], rng: np.random.Generator) -> list[Params]:
         """Where trials have failed: the cheapest within FIRST_SHARES of the least error of these, by the first recipe.
@@ -65,7 +69,8 @@ class Planner:
         recipe = next(iter(self._choices.recipes))
         failed = [tried.predicted for tried in self._tried if not tried.passed and tried.predicted > 0]
         untrained = self._choices.untrained
-        return [self._cheapest(untrained, recipe, share * min(failed), rng) for share in FIRST_SHARES if failed]
+        limits = [share * min(failed) for share in FIRST_SHARES if failed]
+        return [self._cheapest(untrained, recipe, self.errors, limit, rng) for limit in limits]
 
     def _learn(self, trials: Sequence[FrozenTrial]) -> None:
         for trial in trials:
@@ -73,7 +78,29 @@ class Planner:
                 self._look_at(trial)
         self._learn_training()
 
-    def _cheapest(self, choices: Choices, recipe: str, limit: float, rng: np.random.Generator) -> Params:
+    def _drawn(self, recipe: str, rng: np.random.Generator) -> Errors:
+        """A draw of the errors that the recipe's trials leave possible.
+
+        Each layer's is the predicted one times a factor. The factors are Gaussian, about what all have in common, and a
+        trial measures the sum of its layers' errors; sampled by Matheron's rule (Wilson et al. 2021, section 2.3).
+        """
+        common = self._factor(recipe)
+        seen = [t for t in self._tried if t.recipe == recipe and t.measured and t.predicted > 0]
+        own = np.maximum(self.errors.own, SMALLEST_CHARGE)
+        deviation = common * (DOUBT + DOUBT_OF_ALL * own.mean() / own)
+        drawn = common + deviation * rng.standard_normal(len(own))
+        if seen:
+            parts = np.stack([self.errors.parts(t.params) for t in seen])
+            wanted = np.array([t.measured for t in seen], np.float64)
+            noise = MISFIT * wanted
+            spread = parts * deviation**2
+            missed = wanted - parts @ drawn - noise * rng.standard_normal(len(seen))
+            drawn += spread.T @ np.linalg.solve(spread @ parts.T + np.diag(noise**2), missed)
+        return self.errors.times(np.maximum(drawn, LEAST_SHARE * common))
+
+    def _cheapest(
+        self, choices: Choices, recipe: str, errors: Errors, limit: float, rng: np.random.Generator
+    ) -> Params:
         """By a draw of the costs; limit: of the predicted error."""
         if self._prices is None:
             self._cost.fit(self._observations, rng)
@@ -83,7 +110,7 @@ class Planner:
             lambda a, b: self._cost.term("border", a, b),
             self._cost.crossings,
         )
-        return cheapest_within(choices, prices, self.errors, limit, self._fixed(recipe))
+        return cheapest_within(choices, prices, errors, limit, self._fixed(recipe))
 
     def _look_at(self, trial: FrozenTrial) -> None:
         found = trial.user_attrs.get(EVALUATION) or trial.user_attrs.get(GLIMPSE)

@@ -8,6 +8,7 @@ units in their worst scheme, and the limit is corrected until the solution's own
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,7 +43,7 @@ class Prices:
 class Errors:
     """Predicted errors of configurations, from the interactions of layers.
 
-    trained: what training leaves of a layer's error.
+    trained: what training leaves of a layer's error; factors: of each layer's error, by the interactions' keys.
     """
 
     trained: float = TRAINED
@@ -50,6 +51,13 @@ class Errors:
     def __init__(self, choices: Choices, interactions: Interactions) -> None:
         self._interactions = interactions
         self._unit_of = {layer: unit.name for unit in choices.units for layer in unit.layers}
+        self.factors = np.ones(len(interactions.keys))
+
+    def times(self, factors: np.ndarray) -> Errors:
+        """These errors, each layer's times its factor."""
+        found = copy(self)
+        found.factors = self.factors * factors
+        return found
 
     def error(self, params: Params) -> float:
         """In nats of KL, else as a share of the outputs' mean square; a trained layer's delta is shortened."""
@@ -62,14 +70,22 @@ class Errors:
 
     def charges(self, params: Params) -> dict[tuple[str, str], float]:
         """By unit and analyzed scheme: its part in the error of `params`, all of which sum to that; never negative."""
-        weights = self._weights(params)
-        pulls = self._interactions.matrix @ weights
-        alone = np.diag(self._interactions.matrix)
+        pulls = np.sqrt(self.factors) * (self._interactions.matrix @ self._weights(params))
         found: dict[tuple[str, str], float] = {}
-        for (layer, scheme), pull, own in zip(self._interactions.keys, pulls, alone, strict=True):
+        for (layer, scheme), pull, own in zip(self._interactions.keys, pulls, self.own, strict=True):
             key = self._unit_of[layer], scheme
             found[key] = found.get(key, 0.0) + max(float(pull), 0.1 * float(own), SMALLEST_CHARGE)
         return found
+
+    @property
+    def own(self) -> np.ndarray:
+        """By key: the error of a layer alone, untrained."""
+        return np.asarray(self.factors * np.diag(self._interactions.matrix))
+
+    def parts(self, params: Params) -> np.ndarray:
+        """By key: its part in the error of `params`; they sum to that."""
+        weights = self._weights(params)
+        return np.asarray(weights * (self._interactions.matrix @ weights))
 
     def charge(self, charges: Mapping[tuple[str, str], float], unit: str, scheme: str) -> float:
         """What a unit is charged for a scheme, by `charges`."""
@@ -82,7 +98,7 @@ class Errors:
 
     def _weights(self, params: Params) -> np.ndarray:
         found = [self._share(params[self._unit_of[layer]], scheme) for layer, scheme in self._interactions.keys]
-        return np.array(found, np.float64)
+        return np.sqrt(self.factors) * np.array(found, np.float64)
 
     def _share(self, chosen: str, analyzed: str) -> float:
         """Of the delta of a layer in the scheme `analyzed`, what it has in the one that was chosen."""

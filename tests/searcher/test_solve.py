@@ -98,3 +98,21 @@ def test_training_halves_the_error_of_a_layer_alone() -> None:
     errors = Errors(choices, Interactions.diagonal({(name, "int8"): 0.5 for name in toy.names}))
     assert errors.error({"layer0": "int8-qat", "layer1": "fp32"}) == pytest.approx(0.25)
     assert errors.error({"layer0": "int8", "layer1": "fp32"}) == pytest.approx(0.5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.booleans(), st.data())
+def test_parts_of_layers_sum_to_the_error(seed: int, coupled: bool, data: st.DataObject) -> None:
+    choices, errors = choices_and_errors(seed, coupled)
+    factors = data.draw(st.lists(st.floats(0.01, 100), min_size=5, max_size=5))
+    scaled = errors.times(np.array(factors))
+    params = data.draw(st.sampled_from(everything(choices)))
+    assert scaled.parts(params).sum() == pytest.approx(scaled.error(params), rel=1e-9, abs=1e-12)
+
+
+def test_factors_are_those_of_the_errors_of_single_layers() -> None:
+    choices, errors = choices_and_errors(3, coupled=True)
+    scaled = errors.times(np.array([1, 2, 3, 4, 5])).times(np.array([5, 1, 1, 1, 1]))
+    alone = [{**FIXED, **{u.name: "int8" if u is unit else "fp32" for u in choices.units}} for unit in choices.units]
+    ratios = [scaled.error({**params, "rest": "fp32"}) / errors.error({**params, "rest": "fp32"}) for params in alone]
+    assert ratios == pytest.approx([5, 2, 3, 4, 5])
