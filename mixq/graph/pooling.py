@@ -6,6 +6,7 @@ where ReduceMean has none (ONNX Runtime 1.31), and keeps ONNX Runtime's blocked 
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
@@ -27,7 +28,9 @@ def _replace(graph: ir.Graph, mean: ir.Node) -> bool:
     pool = ir.node("GlobalAveragePool", [data], name=mean.name)
     nodes, last = [pool], pool
     if not mean.attributes.get_int("keepdims", 1):
-        last = ir.node("Flatten", [pool.outputs[0]], {"axis": 1}, name=f"{mean.name}_flatten")
+        # No Flatten: it would be a Reshape when what is written is read again.
+        shape = _row_shape(graph, data, f"{mean.name}_shape")
+        last = ir.node("Reshape", [pool.outputs[0], shape], name=f"{mean.name}_flatten")
         pool.outputs[0].name, pool.outputs[0].type = f"{old.name}_pooled", old.type
         nodes.append(last)
     new = last.outputs[0]
@@ -36,6 +39,15 @@ def _replace(graph: ir.Graph, mean: ir.Node) -> bool:
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     graph.remove(mean, safe=True)
     return True
+
+
+def _row_shape(graph: ir.Graph, data: ir.Value, name: str) -> ir.Value:
+    """What reshapes `data`, pooled, to a row of channels a sample."""
+    channels = data.shape[1] if data.shape is not None else None
+    sizes = np.array([0, channels if isinstance(channels, int) else -1], np.int64)
+    shape = ir.val(name, const_value=ir.tensor(sizes, name=name))
+    graph.register_initializer(shape)
+    return shape
 
 
 def _is_global(mean: ir.Node, rank: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -147,10 +148,36 @@ class NormalizedLate(torch.nn.Module):
         return found
 
 
-def test_what_is_written_is_read_as_the_same(tmp_path: Path) -> None:
+class Headed(torch.nn.Module):
+    """Convolution, a way to one row a sample, and a classifier."""
+
+    def __init__(self, way: Callable[[torch.Tensor], torch.Tensor], width: int = 6) -> None:
+        super().__init__()
+        self.conv, self.head, self.way = torch.nn.Conv2d(3, 6, 3), torch.nn.Linear(width, 4), way
+        self.eval()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(self.way(torch.relu(self.conv(image))))
+        return found
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        NormalizedLate,
+        Residual,
+        lambda: Headed(lambda x: x.mean((2, 3))),
+        lambda: Headed(lambda x: x.mean((2, 3), keepdim=True).flatten(1)),
+        lambda: Headed(lambda x: torch.nn.functional.adaptive_avg_pool2d(x, 1).reshape(len(x), -1)),
+        lambda: Headed(lambda x: x.amax((2, 3))),
+        lambda: Headed(lambda x: x.flatten(2).transpose(1, 2).mean(1)),
+        lambda: Headed(lambda x: torch.nn.functional.layer_norm(x.flatten(2).mean(-1), (6,))),
+    ],
+)
+def test_what_is_written_is_read_as_the_same(make: Callable[[], torch.nn.Module], tmp_path: Path) -> None:
     """A configuration for a torch network is one for the file that is made of it."""
     torch.manual_seed(0)
-    found = capture(NormalizedLate(), images(3, name="image"), ort_run)
+    found = capture(make().eval(), images(3, name="image"), ort_run)
     path = saved(tmp_path, proto(found))
     again = capture(path, images(3, name="image"), ort_run)
     assert again.fingerprint == found.fingerprint
