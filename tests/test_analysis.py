@@ -74,6 +74,7 @@ def test_a_stop_ends_it() -> None:
         one.check(1, 10)
 
 
+@pytest.mark.slow
 def test_a_search_whose_time_is_up_in_its_analysis_ends_with_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,6 +109,7 @@ def test_an_image_of_any_size(runtime: str, size: tuple[int, int], dense: Graph)
     assert relative_error(by_torch(Dense(), inputs), found) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calibrated", [1, 2, 3, 8])
 def test_a_sentence_of_any_length(calibrated: int) -> None:
     """Also where calibration's length is that of its batch, or 1, which exporters like to take for constants."""
@@ -119,6 +120,7 @@ def test_a_sentence_of_any_length(calibrated: int) -> None:
         assert relative_error(by_torch(Tokens(), inputs), found) < 1e-5
 
 
+@pytest.mark.slow
 def test_without_it_the_size_is_calibrations() -> None:
     graph = capture(Dense(), sized(8, 8), ort_run)
     with pytest.raises(InputError, match="image"):
@@ -192,6 +194,7 @@ class Varied(Task):
         return {"top1": float((scores.argmax(1) == targets).mean())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", NAMES)
 def test_a_task_of_several_sizes_is_evaluated(runtime: str) -> None:
     evaluator = Evaluator(Varied(), get_runtime(runtime), latency_budget_s=0.0)

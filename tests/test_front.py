@@ -20,6 +20,8 @@ from mixq.sensitivity import first_rows, single
 from mixq.task import Array, Inputs, load_task
 from tests.tiny import Tiny
 
+pytestmark = pytest.mark.slow
+
 ROWS = 60
 INT8 = LayerScheme(precision=Precision.INT8)
 

@@ -66,6 +66,7 @@ def median(outputs: Outputs, targets: Array) -> float:
     return float(np.median(outputs["y"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_class", [True, False], ids=["sorted by class", "shuffled"])
 def test_the_whole_splits_drop_is_seldom_below_the_bound(by_class: bool) -> None:
     """Of 300 networks, each wrong on some rows that FP32 has right, more in some classes than in others."""

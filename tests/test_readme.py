@@ -23,6 +23,7 @@ def test_the_example_is_short() -> None:
     assert len(example().strip().splitlines()) <= 20
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path: Path) -> None:
     (tmp_path / "my_task.py").write_text(example(), encoding="utf-8")
     space = ROOT / "search_spaces" / "cpu.yaml"

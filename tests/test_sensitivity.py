@@ -114,6 +114,7 @@ def test_sqnr_is_that_of_the_layer_alone(runtime: str) -> None:
     assert found == pytest.approx(float64_sqnr(evaluator, TinyNetwork()), abs=0.5)
 
 
+@pytest.mark.slow
 def test_no_error_of_other_layers_enters_the_sqnr() -> None:
     """The digits: residual additions, whose inputs and outputs are quantized too where a whole network is INT8."""
     evaluator = digits()
@@ -167,6 +168,7 @@ class WildActivations(Tiny):
             yield {"image": image}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", NAMES)
 @pytest.mark.parametrize(("task", "weak"), [(WildWeights, "second"), (WildActivations, "first")])
 def test_a_planted_weak_layer_ranks_first(task: Callable[[], Tiny], weak: str, runtime: str) -> None:
@@ -178,6 +180,7 @@ def test_a_planted_weak_layer_ranks_first(task: Callable[[], Tiny], weak: str, r
     assert ratios[weak] < 15 < min(ratio for layer, ratio in ratios.items() if layer != weak)
 
 
+@pytest.mark.slow
 def test_ranks_follow_the_errors_within_a_scheme() -> None:
     found = analyze(tiny.evaluator(), [INT8, FP16])
     for scheme in (INT8, FP16):
@@ -198,6 +201,7 @@ def test_a_row_is_what_the_evaluator_says_of_the_layer_alone() -> None:
         assert (row.op, row.parameters, row.macs) == (layer.op, layer.parameters, layer.macs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", NAMES)
 def test_running_the_changed_part_of_a_network_is_running_all_of_it(runtime: str) -> None:
     """The digits, which branch and join."""

@@ -75,6 +75,7 @@ def scaled(factor: float) -> Callable[[Probe], Probe]:
     return change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", NAMES)
 def test_an_untouched_export_passes_in_a_fresh_process_without_torch(tmp_path: Path, runtime: str) -> None:
     exported(tmp_path, runtime=runtime)

@@ -45,6 +45,7 @@ def test_a_study_of_something_else(
         assert study.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone() == (2,)
 
 
+@pytest.mark.slow
 def test_a_study_may_lie_in_a_folder_that_is_not_there_yet(files: Path) -> None:
     own = str(Path("out/studies/own.db").absolute())
     assert cli.main([*search(files, trials=2), "--storage", f"sqlite:///{own}"]) == cli.FOUND
@@ -57,6 +58,7 @@ def exported(found: Mapping[str, str]) -> set[str]:
     return {name for name in found if not name.startswith("contenders/")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full_at", [1, 3, 9])
 def test_a_full_disk_leaves_what_was_whole(
     full_at: int, files: Path, searched: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

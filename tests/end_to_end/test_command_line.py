@@ -37,6 +37,7 @@ def test_what_onnx_runtime_reports_a_plain_session_gives(commanded: Path) -> Non
     assert float(np.mean(scores.argmax(1) == targets)) == summary["best"]["metric"]
 
 
+@pytest.mark.slow
 def test_what_a_runtime_cannot_run_is_said_once(
     commanded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +106,7 @@ def test_analyze_ranks_the_layers(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (tmp_path / "out" / "sensitivity.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_devices_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("devices") == 0
     shown = capsys.readouterr().out.splitlines()

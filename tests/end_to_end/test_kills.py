@@ -11,6 +11,8 @@ import mixq
 from tests.end_to_end.blobs import SPACE, TASK, written
 from tests.end_to_end.killing import Faulty, killed_at, of_the_whole_set
 
+pytestmark = pytest.mark.slow
+
 TRIALS = 7  # past the uniform ones and the analysis
 
 
@@ -63,7 +65,6 @@ def test_killed_while_it_logs(faulty: Faulty, tmp_path: Path) -> None:
     assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
 
 
-@pytest.mark.slow
 def test_torn_files_are_told_and_made_again(faulty: Faulty) -> None:
     """Of the model, and of what may become the best: each cut off in the middle."""
     faulty.search(4)

@@ -16,6 +16,8 @@ import mixq
 from mixq.errors import InputError
 from tests.end_to_end.blobs import FILES, ROOT, SPACE, TASK, TRIALS, Searched, counted, written
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_same_again_evaluates_nothing(searched: Searched, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On a copy of the folder, whose summary is written anew."""

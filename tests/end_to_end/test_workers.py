@@ -89,6 +89,7 @@ def test_a_worker_joins_a_search_and_leaves_it(faulty: Faulty) -> None:
     faulty.check_complete(wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("other", "shown"),
     [({"cpu": "Another Processor 9000"}, "Another Processor 9000 "), ({"instructions": ["neon"]}, r".* neon\)")],

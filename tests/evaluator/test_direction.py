@@ -57,6 +57,7 @@ def evaluators() -> tuple[Evaluator, Evaluator]:
 BOTH = (Margin(), Loss())
 
 
+@pytest.mark.slow
 def test_drop_and_bound_are_equal() -> None:
     up, down = (one.evaluate(one.prepare(all_in(one, INT8))) for one in evaluators())
     assert up.metric == -down.metric
@@ -119,6 +120,7 @@ def searched(task: Task, folder: Path, *, trials: int = 8) -> mixq.SearchResult:
     return mixq.search(task, path, folder / "out", sampler="tpe", trials=trials, tracking="none", quiet=True)
 
 
+@pytest.mark.slow
 def test_the_winner_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mixq.latency.PATIENCE", 1)
     found = []
@@ -139,6 +141,7 @@ def test_the_winner_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "margin (lower is better)" in (tmp_path / "Loss" / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_study_is_not_resumed_the_other_way_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mixq.latency.PATIENCE", 1)
     task = Margin()

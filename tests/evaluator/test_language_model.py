@@ -24,6 +24,8 @@ from mixq.runtimes import NAMES
 from mixq.task import Array, Inputs
 from tests.evaluator.configurations import BF16, FP32, INT8, of, only
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY, TIME, WIDTH = 11, 6, 32
 
 

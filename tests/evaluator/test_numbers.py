@@ -141,6 +141,7 @@ def test_float_types_run_as_expected(scheme: LayerScheme) -> None:
     assert abs(evaluation.drop) < 0.01
 
 
+@pytest.mark.slow
 def test_the_holdout_split_is_judged_by_its_own_rows() -> None:
     evaluator, candidate = digits("onnxruntime"), prepared("onnxruntime", INT8)
     images, labels = rows_of("holdout")
@@ -156,6 +157,7 @@ def test_the_holdout_split_is_judged_by_its_own_rows() -> None:
     assert interval[0] <= before - after <= interval[1]
 
 
+@pytest.mark.slow
 def test_robustness_is_the_metric_on_corrupted_images() -> None:
     evaluator = digits()
     images, labels = rows_of("search")
@@ -200,6 +202,7 @@ def test_robustness_compiles_the_model_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert compiled == [evaluator.reference.model]
 
 
+@pytest.mark.slow
 def test_with_a_confidence_the_drop_has_a_bound() -> None:
     """That of the paired bootstrap, one-sided; FP32's own is 0."""
     known = digits("openvino")

@@ -21,6 +21,7 @@ def outcomes(count: int) -> list[str]:
     return lines
 
 
+@pytest.mark.slow
 def test_models_that_are_almost_right() -> None:
     found = outcomes(QUICK)
     assert any("captured" in line for line in found)

@@ -102,6 +102,7 @@ def test_a_gemm_keeps_its_bias_and_orientation() -> None:
     assert found.executed(rows) == {"head": "int8"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", NAMES)
 def test_embeddings_are_looked_up_as_codes(runtime: str) -> None:
     graph = attention()

@@ -17,6 +17,8 @@ from mixq import cli
 from mixq.job_file import load_job
 from tests import exported
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 JOBS = ROOT / "experiments" / "jobs"
 MIXQ = '#!/bin/bash\nexec {python} -m mixq "$@" {more}\n'

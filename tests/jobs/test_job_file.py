@@ -77,6 +77,7 @@ def events(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_a_job_tells_what_happens(files: Path, capfd: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     assert cli.main(["run", str(job_of(files)), "--json"]) == cli.FOUND
@@ -96,6 +97,7 @@ def test_a_job_tells_what_happens(files: Path, capfd: pytest.CaptureFixture[str]
     assert (found[-1]["exit_code"], found[-1]["feasible"]) == (cli.FOUND, True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_the_storage_may_stand_in_the_environment(
     files: Path,  # noqa: F811
@@ -111,6 +113,7 @@ def test_the_storage_may_stand_in_the_environment(
     assert says(refusal(["run", str(path), "--quiet"], capfd), ["the study storage garbage cannot be opened"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_what_a_task_prints_is_no_event(files: Path, capfd: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     path = job_of(files)

@@ -25,6 +25,7 @@ def calibrate(granularity: str, weights: str = "mse") -> RecipeStep:
     return RecipeStep(name="calibrate", params={"granularity": granularity, "weights": weights})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", NAMES)
 @pytest.mark.parametrize("steps", STEPS)
 def test_a_weight_has_one_scale_and_runs_as_int8(steps: str, runtime: str) -> None:

@@ -72,6 +72,7 @@ def test_the_loss_is_that_of_the_outputs_and_the_weighted_mean_of_theirs(graph: 
     assert sum(shares) == pytest.approx(sum(expected), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_network_whose_blocks_are_rescaled_has_hints_of_its_own(graph: Graph) -> None:
     """Of tensors that were not rescaled, the distance would be of the order of 1."""
     trainer = trainer_of(graph, BATCHES[0], BATCHES)
@@ -79,6 +80,7 @@ def test_a_network_whose_blocks_are_rescaled_has_hints_of_its_own(graph: Graph) 
     assert trainer.trained(config).losses[0] < 0.01
 
 
+@pytest.mark.slow
 def test_a_training_that_has_something_to_mend_mends_them() -> None:
     evaluator = uneven()
     losses = evaluator.prepare(all_trained(evaluator, HINTED)).losses
@@ -86,6 +88,7 @@ def test_a_training_that_has_something_to_mend_mends_them() -> None:
     assert losses[0] > 1.1 * evaluator.prepare(all_trained(evaluator, PLAIN)).losses[0]
 
 
+@pytest.mark.slow
 def test_a_task_s_own_loss_stands_alone() -> None:
     def losses(training: Training) -> tuple[float, ...]:
         evaluator = Evaluator(WithTargets(), get_runtime("openvino"), latency_budget_s=0.0)

@@ -77,6 +77,7 @@ class Half(WithTargets):
         yield images(16, size=12, name="image")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "told"),
     [

@@ -43,6 +43,7 @@ def constants(candidate: Candidate) -> dict[str, Array]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", NAMES)
 def test_training_beats_calibration_on_the_integer_kernels(runtime: str) -> None:
     evaluator = uneven(runtime)
@@ -56,6 +57,7 @@ def test_training_beats_calibration_on_the_integer_kernels(runtime: str) -> None
     assert trained.size_bytes == calibrated.size_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", [("first",), ("second", "classifier")])
 def test_only_the_trained_layers_change(trained: Sequence[str]) -> None:
     evaluator = uneven()
@@ -72,6 +74,7 @@ def test_only_the_trained_layers_change(trained: Sequence[str]) -> None:
     assert len(scales) <= len(inputs)
 
 
+@pytest.mark.slow
 def test_layers_of_other_types_stand_as_they_are() -> None:
     """An FP16 layer beside a trained one keeps its weights: those of the network, rounded."""
     evaluator = uneven()
@@ -128,6 +131,7 @@ class FromFile(Uneven):
         return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_model_from_a_file_is_trained_too(tmp_path: Path) -> None:
     task = FromFile()

@@ -30,6 +30,8 @@ from mixq.task import Array, Inputs
 from tests.helpers import images, residual
 from tests.qat.networks import Uneven, UnevenNetwork, all_qat, all_trained, configuration, trainer_of, uneven
 
+pytestmark = pytest.mark.slow
+
 BATCHES = [images(8, name="image", seed=seed) for seed in range(4)]
 SHORT, LONG = Training(steps=20, learning_rate=0.1), Training(steps=40, learning_rate=0.1)
 

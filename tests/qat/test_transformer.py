@@ -42,6 +42,7 @@ KINDS = {"embedding": "int8-weight_only", "query": "int8-dynamic", "key": "int8-
 DYNAMIC = LayerScheme.parse("int8-dynamic")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", NAMES)
 def test_layers_are_trained_beside_layers_of_every_other_kind(runtime: str) -> None:
     evaluator = Evaluator(Words(), get_runtime(runtime), latency_budget_s=0.0)

@@ -108,6 +108,7 @@ def test_draws_spread_around_the_fit_and_less_with_more_trials() -> None:
     assert spread(40) < 0.5 * spread(2)
 
 
+@pytest.mark.slow
 def test_profiles_are_taken_of_every_precision() -> None:
     evaluator = digits("openvino")
     found = take_profiles(evaluator, make_choices(space(), evaluator.graph, evaluator.runtime, evaluator.fingerprint))

@@ -115,6 +115,7 @@ def test_what_a_retried_trial_violates_is_its_own(tmp_path: Path, gone: ProcessI
     assert dict(trial.violations)["drop"] < 0
 
 
+@pytest.mark.slow
 def test_a_configuration_that_kills_is_given_up(tmp_path: Path, gone: ProcessId) -> None:
     study = opened(tmp_path)
     begun(study, gone)

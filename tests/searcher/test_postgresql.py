@@ -49,6 +49,7 @@ def server() -> Iterator[Server]:
         yield found
 
 
+@pytest.mark.slow
 def test_a_study_is_resumed_and_comes_back_as_it_was(server: Server) -> None:
     study = open_study(server.url, "resumed", 1, IDENTITY)
     found = Search(TOY, space(), study=study).run(4)
@@ -81,6 +82,7 @@ def test_a_new_database_may_be_opened_by_several_at_once(server: Server) -> None
     opened_at_once(url)
 
 
+@pytest.mark.slow
 def test_several_processes_evaluate_nothing_twice(server: Server) -> None:
     """27 configurations for 20 trials: without taking turns, they would collide."""
     open_study(server.url, "shared", 1, IDENTITY)
@@ -111,6 +113,7 @@ def test_what_a_process_elsewhere_left_is_tried_again(server: Server) -> None:
     assert config_ids(search.run(1)) == [config.id]
 
 
+@pytest.mark.slow
 def test_a_restart_of_the_server_costs_nothing(server: Server) -> None:
     """It goes away in the middle of two evaluations, and comes back a moment later."""
     study = open_study(server.url, "restarted", 1, IDENTITY)
@@ -132,6 +135,7 @@ def test_a_restart_of_the_server_costs_nothing(server: Server) -> None:
     assert search.finished == list(found)
 
 
+@pytest.mark.slow
 def test_whoever_reads_or_writes_a_study_waits_for_its_server(server: Server) -> None:
     study = open_study(server.url, "away", 1, IDENTITY)
     asked = study.ask()

@@ -58,6 +58,7 @@ def test_the_warm_start_is_tried_first_and_in_order() -> None:
     assert config_ids(found[: len(wanted)]) == [search.choices.config(params).id for _, params in wanted]
 
 
+@pytest.mark.slow
 def test_the_warm_start_is_queued_once_in_a_studys_life() -> None:
     study, toy = new_study(), Toy.random(3)
     for _ in range(2):
@@ -116,6 +117,7 @@ def uniform(toy: Toy, scheme: str) -> MixedPrecisionConfig:
     return choices_of(toy, space()).config(params)
 
 
+@pytest.mark.slow
 def test_a_resumed_search_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
     first = started(on_disk(tmp_path))
     before = first.run(25)
@@ -148,6 +150,7 @@ def judged(**changes: object) -> Search:
     return search
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_drop", "begins"), [(0.02, "at most"), (0.001, "drop")])
 def test_what_cannot_pass_or_win_is_pruned_with_its_reason(max_drop: float, begins: str) -> None:
     found = started(judged(constraints={"max_drop": max_drop})).run(60)
@@ -160,6 +163,7 @@ def test_what_cannot_pass_or_win_is_pruned_with_its_reason(max_drop: float, begi
         assert trial.glimpse.speedup == TOY.evaluation(trial.config).speedup
 
 
+@pytest.mark.slow
 def test_pruning_does_not_lose_the_best() -> None:
     """The same configurations, whole: none that was pruned would have been the best."""
     found = started(judged()).run(60)

@@ -26,6 +26,7 @@ def test_the_table_has_what_a_space_may_name() -> None:
     assert set(SAMPLERS) == set(get_args(SamplerName))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objectives", OBJECTIVES, ids=len)
 @pytest.mark.parametrize("name", CHEAP)
 def test_no_configuration_is_evaluated_twice(name: str, objectives: Sequence[str]) -> None:
@@ -84,6 +85,7 @@ def reached(toy: Toy, seed: int, at_random: bool) -> float:
     return 1.0 if best is None else toy.share(best.config)
 
 
+@pytest.mark.slow
 def test_guided_beats_random_by_far() -> None:
     """24 layers: in every run at least a tenth less time, a sixth on average."""
     ratios = [

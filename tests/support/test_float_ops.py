@@ -32,6 +32,7 @@ class Sequences(Task):
         return {"fit": -float(np.mean(found**2))}
 
 
+@pytest.mark.slow
 def test_recurrent_ops_stay_float_and_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     evaluator = open_evaluator(Sequences(), "onnxruntime", 1, Progress(quiet=True))
     told = capsys.readouterr().err

@@ -14,6 +14,7 @@ from tests.support.table import END, FP32, LOW, README, START, measured, rewritt
 MOST = {Precision.FP32: 1e-6, Precision.FP16: 1e-3, Precision.BF16: 1e-2, Precision.INT8: 6e-2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [FP32, *LOW], ids=str)
 @pytest.mark.parametrize("runtime", NAMES)
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: CASES[number].name)

@@ -77,6 +77,7 @@ def test_log_trial_before_start_study(tracker: Tracker) -> None:
         Tracker(tracker.uri, "mixq tests").log_trial(COMPLETE)
 
 
+@pytest.mark.slow
 def test_two_writers_at_once_lose_nothing(tracker: Tracker, client: MlflowClient) -> None:
     tracker.start_study("workers", {})
     code = (

@@ -114,6 +114,7 @@ def test_other_forms_are_those_of_the_reference_evaluator(op_type: str, attribut
     assert_like_reference(node_model(op_type, 21, inputs, outputs, hidden_size=HIDDEN, **attributes), present)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op_type", LAYERS)
 def test_gradient_is_the_slope(op_type: str) -> None:
     inputs = {name: array.astype(np.float64) for name, array in inputs_of(op_type, directions=2).items()}
