@@ -97,6 +97,7 @@ def test_diff_names_what_differs(searched: Searched, tmp_path: Path, capsys: pyt
     assert "no difference" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_analyze_ranks_the_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("analyze", TASK, "--schemes", "int8", "--out", tmp_path / "out", "--quiet") == 0
     shown = capsys.readouterr().out

@@ -48,6 +48,7 @@ def top1(logits: Array, labels: Array) -> float:
     return float((logits.argmax(1) == labels).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", NAMES)
 def test_fp32_is_torchs(runtime: str) -> None:
     """447 rows: the last of mixq's batches of 50 is short."""

@@ -161,6 +161,7 @@ class Headed(torch.nn.Module):
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

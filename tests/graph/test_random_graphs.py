@@ -78,6 +78,7 @@ def configurations(draw: st.DrawFn, floats: tuple[str, ...]) -> tuple[Graph, Mix
     return graph, schemes(graph, "fp32", **chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOATS)
 def test_any_mix_of_any_graph(name: str) -> None:
     runtime = get_runtime(name)

@@ -44,6 +44,7 @@ def test_the_gp_does_not_either(objectives: Sequence[str]) -> None:
     assert len(found) == len(set(found)) == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objectives", OBJECTIVES, ids=len)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_small_space_is_used_up_and_ends_the_search(name: str, objectives: Sequence[str]) -> None:
@@ -104,6 +105,7 @@ def optimum(toy: Toy, limit: float) -> float:
     return float((np.array(toy.work) @ shares)[able].min() / sum(toy.work))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_guided_finds_the_optimum(seed: int) -> None:
     """9 layers of 3 precisions: within 3 % of the best of 19,683, which is what counts as equal, in 40 trials."""
