@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 class Case:
     """A task, the data folders that it reads, its number of layers and search rows, and what it may lose.
 
-    most_error: of the outputs, relative and squared, by runtime; most_drop: of the metric, two standard errors of which
+    By runtime, most_error: of the outputs, relative and squared; most_drop: of the metric, two standard errors of which
     are part of it. ONNX Runtime rounds before LeakyRelu and behind it, OpenVINO behind it alone.
     """
 
@@ -38,13 +38,17 @@ class Case:
     layers: int
     rows: int
     most_error: Mapping[str, float]
-    most_drop: float
+    most_drop: Mapping[str, float]
+
+
+def by_runtime(openvino: float, onnxruntime: float) -> dict[str, float]:
+    return {"openvino": openvino, "onnxruntime": onnxruntime}
 
 
 CASES = (
-    Case(ResNet20, ("cifar10", "cifar10_resnet"), 20, 2000, {"openvino": 0.001, "onnxruntime": 0.001}, 0.005),
-    Case(TinyDarknet, ("imagenet", "tiny_darknet"), 16, 650, {"openvino": 0.004, "onnxruntime": 0.009}, 0.02),
-    Case(EtinyNet, ("imagenet", "etinynet"), 44, 650, {"openvino": 0.04, "onnxruntime": 0.055}, 0.03),
+    Case(ResNet20, ("cifar10", "cifar10_resnet"), 20, 2000, by_runtime(0.001, 0.001), by_runtime(0.005, 0.005)),
+    Case(TinyDarknet, ("imagenet", "tiny_darknet"), 16, 650, by_runtime(0.004, 0.009), by_runtime(0.02, 0.03)),
+    Case(EtinyNet, ("imagenet", "etinynet"), 44, 650, by_runtime(0.04, 0.055), by_runtime(0.03, 0.03)),
 )
 
 
@@ -95,7 +99,7 @@ def test_int8_runs_as_int8_and_loses_little(case: Case, runtime: str) -> None:
     assert {kernel.executed for kernel in evaluation.kernels} == {"int8"}
     coarser = 1.25 if evaluator.runtime.placement.sums_saturate else 1.0  # scales leave room for pairs of weights
     assert output_error(case, runtime) < coarser * case.most_error[runtime]
-    assert evaluation.drop < coarser * case.most_drop
+    assert evaluation.drop < coarser * case.most_drop[runtime]
     assert evaluation.compression > 3
 
 
