@@ -50,6 +50,7 @@ class Placement:
     forms: of INT8 layers that have no pair on their input.
     sums_saturate: whether this CPU's integer kernels add the products of two neighbouring inputs in 16 bits, which the
     largest codes do not fit (`mixq/ptq/neighbours.py`).
+    scales_fuse: whether a multiplication by a constant for each channel costs nothing before a pair, which takes it in.
     rewritten: ops of `transparent` and `integer` that the runtime finds no integer kernel for by itself; they are
     written in a form that it has one for (`rewrite.py`).
     """
@@ -66,6 +67,7 @@ class Placement:
     products_swap: bool = False
     pair_after_transparent: bool = False
     no_zero_point: frozenset[str] = frozenset()
+    scales_fuse: bool = False
     rewritten: frozenset[str] = frozenset()
     forms: Forms = Forms()  # frozen
     sums_saturate: bool = False

@@ -1,8 +1,8 @@
 """Scale groups: tensors whose channels may be scaled together without a change of what the network computes.
 
-Between the ops that write such a tensor with weights of their own (a layer, a normalization) and the layers that read
-it, there is nothing but ops that a positive factor a channel passes through: ReLU, pooling, residual additions. The
-writers' weights are divided by the factors, the readers' weights multiplied (Nagel et al. 2019, section 4.1).
+Between the ops that write such a tensor with weights of their own (a layer, a normalization, a multiplication) and
+those that read it so, there is nothing but ops that a positive factor a channel passes through: ReLU, pooling, residual
+additions. The writers' weights are divided by the factors, the readers' multiplied (Nagel et al. 2019, section 4.1).
 """
 
 from __future__ import annotations
@@ -105,15 +105,19 @@ class _Search:
         return node.op_type in PASSING and len(node.outputs) == 1
 
     def _written_axis(self, node: ir.Node, value: ir.Value) -> int | None:
-        rank = len(self._shapes.get(str(value.name), ()))
-        if node.op_type == "Mul" and _own(node, (1,)):
-            return rank - 1 if content(_constants(node)[0]).ndim == 1 else None
+        shape = self._shapes.get(str(value.name), ())
+        rank = len(shape)
+        if node.op_type == "Mul":
+            return _factor_axis(node, shape)
         if node.op_type in NORMALIZATIONS and _own(node, (1, 2)) and len(node.outputs) == 1:
             return _last_or(NORMALIZATIONS[node.op_type], rank) if _axis_is_last(node, rank) else None
         return self._layer_axis(node, rank)
 
     def _read_axis(self, node: ir.Node, index: int, value: ir.Value) -> int | None:
-        return self._layer_axis(node, len(self._shapes.get(str(value.name), ()))) if index == 0 else None
+        shape = self._shapes.get(str(value.name), ())
+        if index != 0:
+            return None
+        return _factor_axis(node, shape) if node.op_type == "Mul" else self._layer_axis(node, len(shape))
 
     def _layer_axis(self, node: ir.Node, rank: int) -> int | None:
         layer = self._layers.get(str(node.name))
@@ -134,6 +138,16 @@ def _own(node: ir.Node, indices: Iterable[int]) -> bool:
     """Whether the constants at `indices` are read by this node alone."""
     values = [node.inputs[index] for index in indices if index < len(node.inputs)]
     return all(v is None or (v.is_initializer() and len(list(v.uses())) == 1) for v in values)
+
+
+def _factor_axis(node: ir.Node, shape: tuple[int, ...]) -> int | None:
+    """Of a multiplication by a constant of its own: the one axis of a tensor of `shape` along which that has values."""
+    if not _own(node, (1,)):
+        return None
+    sizes = content(_constants(node)[0]).shape
+    wide = [axis - len(sizes) for axis, size in enumerate(sizes) if size > 1]
+    axis = len(shape) + wide[0] if len(wide) == 1 else 0
+    return axis if axis > 0 and shape[axis] == sizes[wide[0]] else None
 
 
 def _last_or(axis: int, rank: int) -> int:
@@ -183,6 +197,8 @@ def _along_outputs(node: ir.Node, factor: Array, ndim: int) -> Array:
     """`factor` shaped to multiply a constant of the writer `node`, of rank `ndim`."""
     if ndim == 1 or node.op_type in NORMALIZATIONS:
         return factor
+    if node.op_type == "Mul":
+        return factor.reshape(content(_constants(node)[0]).shape)
     if node.op_type == "Conv" or (node.op_type == "Gemm" and _transposed(node)):
         return factor.reshape(-1, *[1] * (ndim - 1))
     return factor.reshape(1, -1, *[1] * (ndim - 2))
@@ -190,6 +206,8 @@ def _along_outputs(node: ir.Node, factor: Array, ndim: int) -> Array:
 
 def _along_inputs(node: ir.Node, factor: Array, shape: tuple[int, ...]) -> Array:
     """`factor` shaped to multiply the weight, of shape `shape`, of the reader `node`."""
+    if node.op_type == "Mul":
+        return factor.reshape(shape)
     if node.op_type == "Conv":
         groups = node.attributes.get_int("group", 1)
         return np.repeat(factor.reshape(groups, shape[1]), shape[0] // groups, 0).reshape(

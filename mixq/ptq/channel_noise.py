@@ -6,7 +6,7 @@ what equalization changes, so that it cannot be the measure. All is taken on val
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from mixq import affine
 from mixq.calibration.histogram import TensorStatistics
 from mixq.calibration.observers import MSE
 from mixq.graph.model import Graph, serialize, with_outputs
-from mixq.graph.scaling import ScaleGroup, read_channels, read_weight
+from mixq.graph.scaling import read_channels, read_weight
 from mixq.ptq.state import Material
 from mixq.task import Array
 
@@ -44,11 +44,8 @@ class Channels:
         return np.asarray(np.minimum(self.largest, most * np.sqrt(self.power)))
 
 
-def sample(
-    graph: Graph, groups: Sequence[ScaleGroup], material: Material, wanted: Container[str]
-) -> dict[str, Channels]:
-    """Of those tensors of the groups that are `wanted`: what they hold on the calibration batches."""
-    axes = {name: one.axis for one in groups for name in one.tensors if name in wanted}
+def sample(graph: Graph, axes: Mapping[str, int], material: Material) -> dict[str, Channels]:
+    """What tensors hold on the calibration batches; axes: of their channels, by name of the tensor."""
     run, random = material.compile_run(serialize(with_outputs(graph.model, axes))), np.random.default_rng(material.seed)
     parts: dict[str, list[Array]] = {name: [] for name in axes}
     largest: dict[str, Array] = {}

@@ -4,18 +4,20 @@ Cross-layer equalization (Nagel et al. 2019, section 4.1) for weights with a sca
 per tensor: what limits accuracy then are channels much smaller than their tensor's range. As in SmoothQuant (Xiao et
 al. 2023, section 4) a channel is divided by r^α / w^(1 − α), with r its largest activation and w its largest weight
 among those that read it; α, and whether r counts outliers, is chosen group by group, by the noise at the readers'
-outputs. Depthwise readers have a scale for each channel: to them, scale comes for nothing.
+outputs. Depthwise readers have a scale for each channel: to them, scale comes for nothing. Where what they read shares
+its factors with other tensors, or has none, it gets its own on the branch to them (`branches.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from mixq.errors import MixqError
-from mixq.graph.branches import with_branch_scales, without_idle_scales
+from mixq.graph.branches import depthwise_scales, with_branch_scales, without_idle_scales, without_scales
 from mixq.graph.layers import row_shapes
 from mixq.graph.model import Graph, serialize
 from mixq.graph.plan import candidates
@@ -28,6 +30,7 @@ ALPHAS = np.linspace(0, 1, 6)
 REACHES = (3.0, 1e6)  # root mean squares of a channel that count: beyond lie outliers, which observers may clip
 MOST = 2.0**8  # a factor, or its inverse: beyond, FP16 layers of a mix could overflow
 SMALLEST = 1e-30
+WORTH = 0.7  # of the noise is left at most where a depthwise layer's input gets a scale of its own
 TOLERANCE = 1e-3  # of the largest output, as at capture
 
 
@@ -37,16 +40,61 @@ class Equalize:
 
     def apply(self, prepared: Prepared, material: Material) -> Prepared:
         """An equal network, and its statistics. Raises MixqError should it not compute the same."""
-        graph = with_branch_scales(prepared.graph)
-        shapes = row_shapes(graph.model, material.batches[0])
-        tensors = set(candidates(graph, material.placement))
-        groups = [group for group in find_scale_groups(graph, shapes) if not tensors.isdisjoint(group.tensors)]
-        seen = sample(graph, groups, material, tensors)
-        noises = [(group, _noises(graph, group, seen)) for group in groups]
-        factors = [(group, _factors(found)) for group, found in noises if found]
-        equal = without_idle_scales(scaled(graph, factors))
+        whole = with_branch_scales(prepared.graph)
+        found = _Sampled.of(without_scales(whole, depthwise_scales(whole)), material)
+        if material.placement.scales_fuse:
+            found = found.branched(whole)
+        equal = without_idle_scales(scaled(found.graph, list(found.factors)))
         _check_equal(prepared.graph, equal, material)
         return Prepared(equal, material.observe(equal))
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """A graph; shapes: of its tensors, of one row; seen: what those hold that a layer may read as codes."""
+
+    graph: Graph
+    shapes: Mapping[str, tuple[int, ...]]
+    seen: Mapping[str, Channels]
+
+    @classmethod
+    def of(cls, graph: Graph, material: Material) -> _Sampled:
+        shapes = row_shapes(graph.model, material.batches[0])
+        axes = dict.fromkeys(depthwise_scales(with_branch_scales(graph)).values(), 1)
+        axes |= {name: group.axis for group in find_scale_groups(graph, shapes) for name in group.tensors}
+        read = [name for name in candidates(graph, material.placement) if name in axes]
+        return cls(graph, shapes, sample(graph, {name: axes[name] for name in read}, material))
+
+    @cached_property
+    def factors(self) -> Sequence[tuple[ScaleGroup, Array]]:
+        """Of the channels of each group of which a layer may read codes."""
+        groups = [(group, self._noises(group.readers)) for group in find_scale_groups(self.graph, self.shapes)]
+        return [(group, _factors(noises)) for group, noises in groups if noises]
+
+    def branched(self, whole: Graph) -> _Sampled:
+        """With those of the scales for depthwise layers in `whole` that take enough noise away."""
+        shared = {name: factor for group, factor in self.factors for name in group.tensors}
+        scales, kept = depthwise_scales(whole), {}
+        for scale, tensor in scales.items():
+            readers = [str(reader.name) for reader, _ in whole.nodes[scale].outputs[0].uses()]
+            for noise in self._noises(readers):
+                ones = np.ones(len(noise.channels.largest))
+                if noise.of(_factors([noise])) < WORTH * noise.of(shared.get(tensor, ones)):
+                    kept[scale] = tensor
+        return _Sampled(
+            without_scales(whole, scales.keys() - kept.keys()),
+            {**self.shapes, **{scale: self.shapes[tensor] for scale, tensor in kept.items()}},
+            {**self.seen, **{scale: self.seen[tensor] for scale, tensor in kept.items()}},
+        )
+
+    def _noises(self, nodes: Iterable[str]) -> list[Noise]:
+        """Of each tensor that layers among `nodes` may read as codes."""
+        readers: dict[str, list[Reader]] = {}
+        for layer in (self.graph.by_name[name] for name in nodes if name in self.graph.by_name):
+            if layer.input in self.seen:
+                reader = Reader(self.graph.nodes[layer.name], self.seen[layer.input])
+                readers.setdefault(layer.input, []).append(reader)
+        return [Noise(self.seen[tensor], found) for tensor, found in readers.items()]
 
 
 def _factors(noises: Sequence[Noise]) -> Array:
@@ -59,16 +107,6 @@ def _factors(noises: Sequence[Noise]) -> Array:
         if alive.any():
             found += [_normalized(reach, used, alpha, alive) for alpha in ALPHAS]
     return min(found, key=lambda factor: sum(noise.of(factor) for noise in noises))
-
-
-def _noises(graph: Graph, group: ScaleGroup, seen: Mapping[str, Channels]) -> list[Noise]:
-    """Of each tensor of the group that a layer may read as codes."""
-    readers: dict[str, list[Reader]] = {}
-    for node in (graph.nodes[name] for name in group.readers):
-        tensor = str(node.inputs[0].name) if node.inputs[0] else ""
-        if tensor in seen:
-            readers.setdefault(tensor, []).append(Reader(node, seen[tensor]))
-    return [Noise(seen[tensor], found) for tensor, found in readers.items()]
 
 
 def _normalized(reach: Array, used: Array, alpha: float, alive: Array) -> Array:

@@ -46,6 +46,7 @@ class OpenVino(Runtime):
         no_zero_point=frozenset({"ConvTranspose"}),
         products_transpose=True,
         products_swap=True,
+        scales_fuse=True,
         forms=Forms(weight_only="stored", dynamic="stored"),
     )
 

@@ -1,12 +1,14 @@
-"""Scales of their own are put where a normalization feeds layers and something else too, and nowhere else."""
+"""Scales of their own: between normalizations and matrices where something else reads too, before depthwise layers."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from mixq.graph import Graph, serialize
-from mixq.graph.branches import SUFFIX, with_branch_scales, without_idle_scales
+from mixq.graph.branches import SUFFIX, depthwise_scales, with_branch_scales, without_idle_scales, without_scales
 from mixq.graph.capture import relative_error
 from mixq.graph.edit import nodes_by_name
 from mixq.graph.layers import row_shapes
@@ -28,6 +30,18 @@ def block(*, residual: bool = True, given_out: bool = False, axis: int = -1, com
     return net.graph(*outputs, example=TOKENS, ranks=[4] * len(outputs))
 
 
+def stream(*, groups: int = 4, channels: int = 4) -> Graph:
+    """A stream of residuals, which a ReLU6 and two convolutions of `groups` groups read."""
+    net = Net(4, 8, 8)
+    stem = net.op("Relu", net.conv("x", channels, "stem"))
+    one = net.op("Add", stem, net.conv(stem, channels, "first", groups=groups), name="one")
+    clipped = net.op(
+        "Clip", one, net.constant("low", np.float32(0)), net.constant("high", np.float32(6)), name="clipped"
+    )
+    last = net.op("Add", one, net.conv(clipped, channels, "second", groups=groups), name="two")
+    return net.graph(last, example=TOKENS, ranks=[4])
+
+
 def scales(graph: Graph) -> list[str]:
     return [name for name in nodes_by_name(graph.model.graph) if name.endswith(SUFFIX)]
 
@@ -42,10 +56,34 @@ def test_a_branch_gets_a_scale_which_the_layers_alone_read(graph: Graph) -> None
     assert [(group.writers, group.readers) for group in groups] == [(("norm" + SUFFIX,), ("left", "right"))]
 
 
+def test_depthwise_layers_get_a_scale_each_wherever_they_read() -> None:
+    found = with_branch_scales(stream())
+    assert scales(found) == ["first" + SUFFIX, "second" + SUFFIX]
+    assert depthwise_scales(found) == {"first" + SUFFIX: stream().layer("first").input, "second" + SUFFIX: "clipped"}
+    assert {layer.name: layer.input for layer in found.layers} == {
+        "stem": "x",
+        "first": "first" + SUFFIX,
+        "second": "second" + SUFFIX,
+    }
+    groups = find_scale_groups(found, row_shapes(found.model, images(1, 4)))
+    assert {(group.writers, group.readers, group.axis) for group in groups} >= {
+        ((f"{name}{SUFFIX}",), (name,), 1) for name in ("first", "second")
+    }
+
+
+def test_depthwise_layers_that_read_the_same_share_a_scale() -> None:
+    net = Net(4, 8, 8)
+    relu = net.op("Relu", "x", name="relu")
+    both = net.op("Add", *(net.conv(relu, 8, name, groups=4) for name in ("left", "right")))
+    found = with_branch_scales(net.graph(both, example=TOKENS, ranks=[4]))
+    assert depthwise_scales(found) == {"left" + SUFFIX: "relu"}
+    assert [layer.input for layer in found.layers] == ["left" + SUFFIX] * 2
+
+
 @pytest.mark.parametrize(
     "graph",
-    [block(residual=False), block(axis=-2), block(computed=True)],
-    ids=["layers alone", "two axes", "a factor that is computed"],
+    [block(residual=False), block(axis=-2), block(computed=True), stream(groups=1), stream(groups=2)],
+    ids=["layers alone", "two axes", "a factor that is computed", "one group", "channels together"],
 )
 def test_elsewhere_there_is_none(graph: Graph) -> None:
     found = with_branch_scales(graph)
@@ -53,21 +91,35 @@ def test_elsewhere_there_is_none(graph: Graph) -> None:
     assert found.layers == graph.layers
 
 
-def test_any_factors_leave_the_function_as_it_is() -> None:
-    found = with_branch_scales(block())
-    (group,) = find_scale_groups(found, row_shapes(found.model, images(1, 4)))
-    after = without_idle_scales(scaled(found, [(group, np.exp2(np.linspace(-6, 6, 8)))]))
+made = pytest.mark.parametrize("make", [block, stream], ids=["normalization", "depthwise"])
+
+
+@made
+def test_any_factors_leave_the_function_as_it_is(make: Callable[[], Graph]) -> None:
+    found = with_branch_scales(make())
+    groups = find_scale_groups(found, row_shapes(found.model, images(1, 4)))
+    assert set(scales(found)) <= {name for group in groups for name in group.writers}
+    factors = [(group, np.exp2(np.linspace(-6, 6, group.channels))) for group in groups]
+    after = without_idle_scales(scaled(found, factors))
     assert scales(after) == scales(found)
-    before, now = (ort_run(serialize(graph.model))(TOKENS)["sum"] for graph in (block(), after))
+    before, now = (next(iter(ort_run(serialize(graph.model))(TOKENS).values())) for graph in (make(), after))
     assert relative_error(before, now) < 1e-5
 
 
-def test_a_scale_of_ones_goes_without_a_trace() -> None:
-    back = without_idle_scales(with_branch_scales(block()))
-    assert serialize(back.model) == serialize(block().model)
-    assert back.layers == block().layers
+@made
+def test_a_scale_of_ones_goes_without_a_trace(make: Callable[[], Graph]) -> None:
+    back = without_idle_scales(with_branch_scales(make()))
+    assert serialize(back.model) == serialize(make().model)
+    assert back.layers == make().layers
 
 
-def test_a_second_time_changes_nothing() -> None:
-    once = with_branch_scales(block())
+def test_those_named_go_and_the_others_stay() -> None:
+    found = without_scales(with_branch_scales(stream()), ["first" + SUFFIX])
+    assert scales(found) == ["second" + SUFFIX]
+    assert found.layer("first").input == stream().layer("first").input
+
+
+@made
+def test_a_second_time_changes_nothing(make: Callable[[], Graph]) -> None:
+    once = with_branch_scales(make())
     assert serialize(with_branch_scales(once).model) == serialize(once.model)

@@ -66,6 +66,13 @@ def classifier() -> Built:
     return net, net.gemm(net.pooled(net.op("Relu", net.conv("x", 6, "first"))), 6, 5, "head"), 2
 
 
+def multiplied() -> Built:
+    """A factor a channel is written to and read from as a layer is."""
+    net = Net(4, 8, 8)
+    times = net.op("Mul", net.op("Relu", net.conv("x", 6, "first")), net.weight("gamma", 6, 1, 1), name="times")
+    return net, net.conv(times, 4, "second"), 4
+
+
 def linear() -> Built:
     net = Net(4, 8, 8)
     hidden = net.op("Relu", net.gemm(net.pooled("x"), 4, 7, "first"))
@@ -96,6 +103,7 @@ FOUND: dict[Callable[[], Built], list[tuple[Writers, Writers]]] = {
     depthwise: [(("wide",), ("deep",)), (("deep",), ("narrow",))],
     additions: [(("stem", "left", "right"), ("left", "right", "last"))],
     classifier: [(("first",), ("head",))],
+    multiplied: [(("first",), ("times",)), (("times",), ("second",))],
     linear: [(("first",), ("second",))],
     tokens: [(("norm",), ("to0", "to1"))],
     upwards: [(("up",), ("down",)), (("down",), ("again",))],

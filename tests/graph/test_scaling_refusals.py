@@ -94,7 +94,24 @@ def unequal_channels(net: Net) -> list[str]:
     return [net.op("Add", net.op("MatMul", first, net.weight("w", 8, 8)), net.conv(first, 4, "second"))]
 
 
+def one_channel_multiplied(net: Net) -> list[str]:
+    """To as many channels as the factor has."""
+    times = net.op("Mul", net.conv("x", 1, "first"), net.weight("c", 4, 1, 1))
+    return [net.op("Sigmoid", times)]
+
+
+def multiplied_by_a_map(net: Net) -> list[str]:
+    return [net.op("Sigmoid", net.op("Mul", net.conv("x", 4, "first"), net.weight("map", 4, 8, 8)))]
+
+
+def multiplied_by_a_number(net: Net) -> list[str]:
+    return [net.conv(net.op("Mul", net.conv("x", 4, "first"), net.constant("c", np.float32(2))), 4, "second")]
+
+
 REFUSED = [
+    one_channel_multiplied,
+    multiplied_by_a_map,
+    multiplied_by_a_number,
     channels_added,
     unequal_channels,
     sigmoid_between,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -11,6 +12,7 @@ from mixq import measures
 from mixq.config import RecipeStep
 from mixq.errors import MixqError
 from mixq.graph import Graph, serialize
+from mixq.graph.branches import SUFFIX
 from mixq.graph.layers import row_shapes
 from mixq.graph.scaling import find_scale_groups, scaled
 from mixq.ptq import Material, Prepared, Quantizer
@@ -19,7 +21,7 @@ from mixq.ptq.networks import int8_model
 from mixq.runtimes import get_runtime
 from mixq.task import Array
 from tests.helpers import Net, images, lowered, ort_run, residual, schemes
-from tests.ptq.outliers import TOKENS, attention_inputs
+from tests.ptq.outliers import IMAGES, TOKENS, attention_inputs, opposed_stream
 
 MATERIAL = Material([images(32, name="image")], ort_run, get_runtime("onnxruntime").placement)
 CALIBRATE = RecipeStep(name="calibrate", params={"activations": "minmax"})
@@ -79,6 +81,32 @@ def test_with_scales_on_a_branch_integer_kernels_run_and_float_layers_are_exact(
     want, got = ort_run(serialize(graph.model))(TOKENS), model.executable.run(TOKENS)
     assert measures.relative_mse(want, got) < 1e-3
     assert other == "int8" or measures.relative_mse({"k": want["k"]}, {"k": got["k"]}) < 1e-10
+
+
+def test_depthwise_layers_get_scales_of_their_own_where_these_cost_nothing() -> None:
+    graph = opposed_stream()
+    placement = get_runtime("openvino").placement
+    want, error = ort_run(serialize(graph.model))(IMAGES), {}
+    for fuse in (False, True):
+        material = Material([IMAGES], ort_run, replace(placement, scales_fuse=fuse))
+        found = Quantizer(graph, material).prepared((RecipeStep(name="equalize"), CALIBRATE))
+        scales = {name for name in found.graph.nodes if name.endswith(SUFFIX)}
+        assert scales == ({"first" + SUFFIX, "second" + SUFFIX} if fuse else set())
+        error[fuse] = measures.relative_mse(want, ort_run(serialize(int8_model(found, material)))(IMAGES))
+    assert error[True] < 0.3 * error[False]
+
+
+@pytest.mark.parametrize("other", ["fp32", "int8"])
+def test_with_scales_before_depthwise_layers_integer_kernels_run_and_float_layers_are_exact(other: str) -> None:
+    graph, openvino = opposed_stream(), get_runtime("openvino")
+    config = schemes(graph, other, second="int8").model_copy(
+        update={"recipe": (RecipeStep(name="equalize"), CALIBRATE)}
+    )
+    model = lowered(graph, config, openvino, IMAGES)
+    assert [node.name for node in model.proto.graph.node if node.name.endswith(SUFFIX)]
+    assert model.executed(IMAGES) == {"stem": other, "first": other, "wide": other, "second": "int8", "last": other}
+    want, got = ort_run(serialize(graph.model))(IMAGES), model.executable.run(IMAGES)
+    assert measures.relative_mse(want, got) < 1e-3
 
 
 @pytest.mark.parametrize("graph", [residual, badly_scaled])

@@ -20,7 +20,7 @@ from mixq.ptq.equalize import Equalize
 from mixq.runtimes import get_runtime
 from mixq.task import Array
 from tests.helpers import images, ort_run, residual
-from tests.ptq.outliers import TOKENS, attention_inputs
+from tests.ptq.outliers import IMAGES, TOKENS, attention_inputs, opposed_stream
 
 MATERIAL = Material([images(16, name="image")], ort_run, get_runtime("onnxruntime").placement)
 RECIPE = tuple(RecipeStep(name=name) for name in ("equalize", "calibrate", "adaround"))
@@ -82,8 +82,10 @@ def test_what_comes_back_is_what_was_made(tmp_path: Path, equalized: list[str]) 
     assert equalized == ["equalize"]
 
 
-def test_a_scale_on_a_branch_comes_back(tmp_path: Path, equalized: list[str]) -> None:
-    graph, material = attention_inputs(residual=True), replace(MATERIAL, batches=[TOKENS])
+@pytest.mark.parametrize("graph", [attention_inputs(residual=True), opposed_stream()], ids=["matrices", "depthwise"])
+def test_a_scale_on_a_branch_comes_back(tmp_path: Path, equalized: list[str], graph: Graph) -> None:
+    batch = TOKENS if "q" in graph.by_name else IMAGES
+    material = replace(MATERIAL, batches=[batch], placement=get_runtime("openvino").placement)
     made = prepared(tmp_path, graph=graph, material=material)
     assert made.graph.layers != graph.layers, "equalize has to put a scale there for this test"
     again = prepared(tmp_path, graph=graph, material=material)
