@@ -24,11 +24,14 @@ from mixq.runtimes import get_runtime
 from mixq.searcher.space import Objective, SearchSpace, TrainingSpace
 from mixq.sensitivity import analyze
 
+Recipe = tuple[RecipeStep, ...]
 TENSOR = {"granularity": "tensor"}
 CALIBRATE = RecipeStep(name="calibrate", params=TENSOR)
 BEST = RecipeStep(name="calibrate", params={"activations": "best", **TENSOR})
-EQUALIZE, ADAROUND, BIAS_CORRECTION = (RecipeStep(name=name) for name in ("equalize", "adaround", "bias_correction"))
+EQUALIZE = RecipeStep(name="equalize", params=TENSOR)
+ADAROUND, BIAS_CORRECTION = (RecipeStep(name=name) for name in ("adaround", "bias_correction"))
 QUICK = (CALIBRATE, BIAS_CORRECTION)
+EQUALIZED = (EQUALIZE, BEST, ADAROUND)
 RECIPES = {
     "calibrate (min–max)": (
         RecipeStep(name="calibrate", params={"activations": "minmax", "weights": "minmax", **TENSOR}),
@@ -37,6 +40,7 @@ RECIPES = {
     "equalize, calibrate, bias_correction": (EQUALIZE, *QUICK),
     "calibrate (best), adaround": (BEST, ADAROUND),
     "calibrate, adaround, bias_correction": (CALIBRATE, ADAROUND, BIAS_CORRECTION),
+    "equalize, calibrate (best), adaround": EQUALIZED,
 }
 PER_CHANNEL = (RecipeStep(name="calibrate"), BIAS_CORRECTION)
 SHORT, LONG = Training(steps=60, learning_rate=0.1), Training(steps=240, learning_rate=0.1)
@@ -83,10 +87,14 @@ def drop_table() -> str:
     for training in (SHORT, LONG, BANKED):
         bank = f" after {training.bank} shared ones" if training.bank else ""
         rows.append(_row(evaluator, f"QAT: {training.steps} steps{bank}", _config(evaluator, QUICK, training, layers)))
-    for training in (SHORT, LONG, *(training.model_copy(update={"hints": 1.0}) for training in (SHORT, LONG))):
-        hints = ", with hints" if training.hints else ""
-        name = f"QAT: {training.steps} steps, from adaround{hints}"
-        rows.append(_row(evaluator, name, _config(evaluator, (BEST, ADAROUND), training, layers)))
+    hinted = [training.model_copy(update={"hints": 1.0}) for training in (SHORT, LONG)]
+    starts: list[tuple[str, Recipe, Training]] = [
+        *(("adaround", (BEST, ADAROUND), training) for training in (SHORT, LONG, *hinted)),
+        *(("equalize and adaround", EQUALIZED, training) for training in (LONG, hinted[-1])),
+    ]
+    for start, recipe, training in starts:
+        name = f"QAT: {training.steps} steps, from {start}{', with hints' if training.hints else ''}"
+        rows.append(_row(evaluator, name, _config(evaluator, recipe, training, layers)))
     head = ("way to INT8", "drop, search [95 %]", "drop, holdout [95 %]", "KL", "squared error", "seconds")
     return markdown(head, rows)
 
