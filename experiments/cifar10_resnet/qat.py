@@ -28,8 +28,7 @@ Recipe = tuple[RecipeStep, ...]
 TENSOR = {"granularity": "tensor"}
 CALIBRATE = RecipeStep(name="calibrate", params=TENSOR)
 BEST = RecipeStep(name="calibrate", params={"activations": "best", **TENSOR})
-EQUALIZE = RecipeStep(name="equalize", params=TENSOR)
-ADAROUND, BIAS_CORRECTION = (RecipeStep(name=name) for name in ("adaround", "bias_correction"))
+EQUALIZE, ADAROUND, BIAS_CORRECTION = (RecipeStep(name=name) for name in ("equalize", "adaround", "bias_correction"))
 QUICK = (CALIBRATE, BIAS_CORRECTION)
 EQUALIZED = (EQUALIZE, BEST, ADAROUND)
 RECIPES = {

@@ -14,7 +14,6 @@ from mixq import affine
 from mixq.calibration import OBSERVERS
 from mixq.errors import InputError
 from mixq.graph.model import Layer
-from mixq.ptq.granularity import CHANNEL, TENSOR, check_granularity
 from mixq.ptq.neighbours import with_room
 from mixq.ptq.observer_choice import BEST, best_ranges, observed_ranges
 from mixq.ptq.state import Material, Prepared
@@ -29,14 +28,15 @@ class Calibrate:
 
     activations: str = "mse"
     weights: str = "mse"
-    granularity: str = CHANNEL
+    granularity: str = "channel"
 
     def __post_init__(self) -> None:
         if self.activations not in (*OBSERVERS, BEST):
             raise InputError(f"activations: {self.activations!r} is unknown; known: {', '.join((*OBSERVERS, BEST))}")
         if self.weights not in WEIGHT_SCALES:
             raise InputError(f"weights: {self.weights!r} is unknown; known: {', '.join(WEIGHT_SCALES)}")
-        check_granularity(self.granularity)
+        if self.granularity not in GRANULARITIES:
+            raise InputError(f"granularity: {self.granularity!r} is unknown; known: {', '.join(GRANULARITIES)}")
 
     def apply(self, prepared: Prepared, material: Material) -> Prepared:
         """Ranges of all tensors that some configuration may quantize, magnitudes of all layers."""
@@ -51,7 +51,7 @@ class Calibrate:
     def _magnitude(self, prepared: Prepared, layer: Layer, material: Material) -> Array:
         weight = prepared.weight(layer.name).astype(np.float64)
         channels = np.moveaxis(weight, layer.channel_axis, 0).reshape(weight.shape[layer.channel_axis], -1)
-        if self.granularity == TENSOR:
+        if self.granularity == "tensor":
             found = np.asarray(WEIGHT_SCALES[self.weights](channels.reshape(1, -1))[0])
         else:
             found = WEIGHT_SCALES[self.weights](channels)
@@ -59,6 +59,7 @@ class Calibrate:
 
 
 MOST_VALUES = 2**13
+GRANULARITIES = ("channel", "tensor")
 
 
 def _largest(channels: Array) -> Array:

@@ -64,12 +64,10 @@ def sample(graph: Graph, axes: Mapping[str, int], material: Material) -> dict[st
 
 
 class Reader:
-    """A layer that reads a tensor, its weights with a scale for each output, or (`one_scale`) one for all.
+    """A layer that reads a tensor. used: by channel of it, the largest weight relative to the largest of its output;
+    gain: the noise at the outputs, relative and on their average, for a mean squared error of 1 in each channel."""
 
-    used: by channel of the tensor, the largest weight relative to the largest that shares its scale; gain: the noise at
-    the outputs, relative and on their average, for a mean squared error of 1 in each channel."""
-
-    def __init__(self, node: ir.Node, channels: Channels, *, one_scale: bool = False) -> None:
+    def __init__(self, node: ir.Node, channels: Channels) -> None:
         weight, count = read_weight(node).astype(np.float64), len(channels.largest)
         self._largest, self._positions = np.abs(weight).max(2), weight.shape[2]
         self._read = np.broadcast_to(read_channels(node, np.arange(count))[..., 0], weight.shape[:2])
@@ -81,14 +79,13 @@ class Reader:
         self._inverse = np.divide(1, signal, out=np.zeros_like(signal), where=signal > 0) / len(signal)
         self.gain, self.used = np.zeros(count), np.zeros(count)
         np.add.at(self.gain, self._read, squares * self._inverse[:, None])
-        self._sharing = (0, 1) if one_scale else (1,)
-        outputs = self._largest.max(self._sharing, keepdims=True)
+        outputs = self._largest.max(1, keepdims=True)
         relative = np.divide(self._largest, outputs, out=np.zeros_like(self._largest), where=outputs > 0)
         np.maximum.at(self.used, self._read, relative)
 
     def weight_noise(self, factor: Array) -> float:
-        """Of rounding the weights times `factor` (channels,); relative, averaged."""
-        steps = (self._largest * factor[self._read]).max(self._sharing) / affine.S8[1]
+        """Of rounding the weights times `factor` (channels,), with a scale for each output; relative, averaged."""
+        steps = (self._largest * factor[self._read]).max(1) / affine.S8[1]
         power = self._positions * (self._power / factor**2)[self._read].sum(1)
         return float(UNIFORM * (steps**2 * power * self._inverse).sum())
 

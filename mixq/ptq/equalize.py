@@ -23,7 +23,6 @@ from mixq.graph.model import Graph, serialize
 from mixq.graph.plan import candidates
 from mixq.graph.scaling import ScaleGroup, find_scale_groups, scaled
 from mixq.ptq.channel_noise import Channels, Noise, Reader, common_reach, sample
-from mixq.ptq.granularity import CHANNEL, TENSOR, check_granularity
 from mixq.ptq.state import Material, Prepared
 from mixq.task import Array
 
@@ -37,20 +36,12 @@ TOLERANCE = 1e-3  # of the largest output, as at capture
 
 @dataclass(frozen=True)
 class Equalize:
-    """Takes in layers, residual additions and normalizations with only ReLU, pooling and the like between them.
-
-    granularity: of the weights' scales, as `calibrate` will have it.
-    """
-
-    granularity: str = CHANNEL
-
-    def __post_init__(self) -> None:
-        check_granularity(self.granularity)
+    """Takes in layers, residual additions and normalizations with only ReLU, pooling and the like between them."""
 
     def apply(self, prepared: Prepared, material: Material) -> Prepared:
         """An equal network, and its statistics. Raises MixqError should it not compute the same."""
         whole = with_branch_scales(prepared.graph)
-        found = _Sampled.of(without_scales(whole, depthwise_scales(whole)), material, self.granularity == TENSOR)
+        found = _Sampled.of(without_scales(whole, depthwise_scales(whole)), material)
         if material.placement.scales_fuse:
             found = found.branched(whole)
         equal = without_idle_scales(scaled(found.graph, list(found.factors)))
@@ -60,21 +51,19 @@ class Equalize:
 
 @dataclass(frozen=True)
 class _Sampled:
-    """A graph; shapes: of its tensors, of one row; seen: what those hold that a layer may read as codes; one_scale:
-    whether all of a layer's weights share one."""
+    """A graph; shapes: of its tensors, of one row; seen: what those hold that a layer may read as codes."""
 
     graph: Graph
     shapes: Mapping[str, tuple[int, ...]]
     seen: Mapping[str, Channels]
-    one_scale: bool
 
     @classmethod
-    def of(cls, graph: Graph, material: Material, one_scale: bool) -> _Sampled:
+    def of(cls, graph: Graph, material: Material) -> _Sampled:
         shapes = row_shapes(graph.model, material.batches[0])
         axes = dict.fromkeys(depthwise_scales(with_branch_scales(graph)).values(), 1)
         axes |= {name: group.axis for group in find_scale_groups(graph, shapes) for name in group.tensors}
         read = [name for name in candidates(graph, material.placement) if name in axes]
-        return cls(graph, shapes, sample(graph, {name: axes[name] for name in read}, material), one_scale)
+        return cls(graph, shapes, sample(graph, {name: axes[name] for name in read}, material))
 
     @cached_property
     def factors(self) -> Sequence[tuple[ScaleGroup, Array]]:
@@ -96,7 +85,6 @@ class _Sampled:
             without_scales(whole, scales.keys() - kept.keys()),
             {**self.shapes, **{scale: self.shapes[tensor] for scale, tensor in kept.items()}},
             {**self.seen, **{scale: self.seen[tensor] for scale, tensor in kept.items()}},
-            self.one_scale,
         )
 
     def _noises(self, nodes: Iterable[str]) -> list[Noise]:
@@ -104,8 +92,8 @@ class _Sampled:
         readers: dict[str, list[Reader]] = {}
         for layer in (self.graph.by_name[name] for name in nodes if name in self.graph.by_name):
             if layer.input in self.seen:
-                node, channels = self.graph.nodes[layer.name], self.seen[layer.input]
-                readers.setdefault(layer.input, []).append(Reader(node, channels, one_scale=self.one_scale))
+                reader = Reader(self.graph.nodes[layer.name], self.seen[layer.input])
+                readers.setdefault(layer.input, []).append(reader)
         return [Noise(self.seen[tensor], found) for tensor, found in readers.items()]
 
 

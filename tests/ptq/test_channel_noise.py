@@ -105,17 +105,13 @@ def test_the_noise_is_that_of_codes(kind: str, equal: bool, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("kind", READERS)
-@pytest.mark.parametrize("one_scale", [False, True])
-def test_noise_of_weights_is_that_of_rounding_them(kind: str, one_scale: bool) -> None:
+def test_noise_of_weights_is_that_of_rounding_them(kind: str) -> None:
     graph, values = one_reader(kind), drawn(kind, 0)
-    reader = Reader(graph.nodes["reader"], channels_of(values), one_scale=one_scale)
+    reader = Reader(graph.nodes["reader"], channels_of(values))
     layer = graph.by_name["reader"]
     weight = graph.weight(layer.weight)
     axes = tuple(axis for axis in range(weight.ndim) if axis != layer.channel_axis)
-    by_channel = affine.symmetric(np.abs(weight).max(axes), layer.channel_axis)
-    rounded = affine.fake_quantize(
-        weight, affine.symmetric(np.abs(weight).max(), None) if one_scale else by_channel, affine.S8
-    )
+    rounded = affine.fake_quantize(weight, affine.symmetric(np.abs(weight).max(axes), layer.channel_axis), affine.S8)
     noise, signal = (np.square(w).astype(np.float64) for w in (rounded - weight, weight))
     inputs = np.square(values).mean((0, *range(2, values.ndim))), values.var((0, *range(2, values.ndim)))
     per_output = [summed_over_inputs(kind, w, p) for w, p in zip((noise, signal), inputs, strict=True)]
