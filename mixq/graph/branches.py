@@ -33,15 +33,13 @@ def with_branch_scales(graph: Graph) -> Graph:
 
 
 def depthwise_scales(graph: Graph) -> dict[str, str]:
-    """Of the scales that depthwise convolutions read: by name of the multiplication, the tensor before it."""
-    depthwise = _depthwise(graph)
-    return {
-        name: str(node.inputs[0].name)
-        for name, node in graph.nodes.items()
-        if _is_branch_scale(node)
-        and node.inputs[0]
-        and any(use.node.name in depthwise for use in node.outputs[0].uses())
-    }
+    """Of the scales of ones that depthwise convolutions read: by name of the multiplication, the tensor before it."""
+    depthwise, found = _depthwise(graph), {}
+    for name in _idle_scales(graph):
+        (tensor, _), uses = graph.nodes[name].inputs, graph.nodes[name].outputs[0].uses()
+        if tensor is not None and any(use.node.name in depthwise for use in uses):
+            found[name] = str(tensor.name)
+    return found
 
 
 def without_scales(graph: Graph, names: Collection[str]) -> Graph:
@@ -58,10 +56,12 @@ def without_scales(graph: Graph, names: Collection[str]) -> Graph:
 
 def without_idle_scales(graph: Graph) -> Graph:
     """Without those that multiply by nothing but ones."""
-    scales = {name: node.inputs[1] for name, node in graph.nodes.items() if _is_branch_scale(node)}
-    return without_scales(
-        graph, [name for name, one in scales.items() if one is not None and (content(one) == 1).all()]
-    )
+    return without_scales(graph, _idle_scales(graph))
+
+
+def _idle_scales(graph: Graph) -> list[str]:
+    factors = {name: node.inputs[1] for name, node in graph.nodes.items() if _is_branch_scale(node)}
+    return [name for name, one in factors.items() if one is not None and (content(one) == 1).all()]
 
 
 def _depthwise(graph: Graph) -> dict[str, tuple[int, ...]]:

@@ -41,9 +41,10 @@ class Equalize:
     def apply(self, prepared: Prepared, material: Material) -> Prepared:
         """An equal network, and its statistics. Raises MixqError should it not compute the same."""
         whole = with_branch_scales(prepared.graph)
-        found = _Sampled.of(without_scales(whole, depthwise_scales(whole)), material)
+        branches = depthwise_scales(whole)
+        found = _Sampled.of(without_scales(whole, branches), branches.values(), material)
         if material.placement.scales_fuse:
-            found = found.branched(whole)
+            found = found.branched(whole, branches)
         equal = without_idle_scales(scaled(found.graph, list(found.factors)))
         _check_equal(prepared.graph, equal, material)
         return Prepared(equal, material.observe(equal))
@@ -58,9 +59,10 @@ class _Sampled:
     seen: Mapping[str, Channels]
 
     @classmethod
-    def of(cls, graph: Graph, material: Material) -> _Sampled:
+    def of(cls, graph: Graph, convolved: Iterable[str], material: Material) -> _Sampled:
+        """convolved: tensors, in groups or not, whose channels lie along the axis 1."""
         shapes = row_shapes(graph.model, material.batches[0])
-        axes = dict.fromkeys(depthwise_scales(with_branch_scales(graph)).values(), 1)
+        axes = dict.fromkeys(convolved, 1)
         axes |= {name: group.axis for group in find_scale_groups(graph, shapes) for name in group.tensors}
         read = [name for name in candidates(graph, material.placement) if name in axes]
         return cls(graph, shapes, sample(graph, {name: axes[name] for name in read}, material))
@@ -71,18 +73,18 @@ class _Sampled:
         groups = [(group, self._noises(group.readers)) for group in find_scale_groups(self.graph, self.shapes)]
         return [(group, _factors(noises)) for group, noises in groups if noises]
 
-    def branched(self, whole: Graph) -> _Sampled:
-        """With those of the scales for depthwise layers in `whole` that take enough noise away."""
+    def branched(self, whole: Graph, branches: Mapping[str, str]) -> _Sampled:
+        """With those scales of `whole` that take enough noise away; branches: of all, the tensor before."""
         shared = {name: factor for group, factor in self.factors for name in group.tensors}
-        scales, kept = depthwise_scales(whole), {}
-        for scale, tensor in scales.items():
+        kept = {}
+        for scale, tensor in branches.items():
             readers = [str(reader.name) for reader, _ in whole.nodes[scale].outputs[0].uses()]
             for noise in self._noises(readers):
                 ones = np.ones(len(noise.channels.largest))
                 if noise.of(_factors([noise])) < WORTH * noise.of(shared.get(tensor, ones)):
                     kept[scale] = tensor
         return _Sampled(
-            without_scales(whole, scales.keys() - kept.keys()),
+            without_scales(whole, branches.keys() - kept.keys()),
             {**self.shapes, **{scale: self.shapes[tensor] for scale, tensor in kept.items()}},
             {**self.seen, **{scale: self.seen[tensor] for scale, tensor in kept.items()}},
         )

@@ -96,6 +96,15 @@ def test_depthwise_layers_get_scales_of_their_own_where_these_cost_nothing() -> 
     assert error[True] < 0.3 * error[False]
 
 
+def test_scales_before_depthwise_layers_stay_when_it_is_applied_again() -> None:
+    graph, material = opposed_stream(), Material([IMAGES], ort_run, get_runtime("openvino").placement)
+    once = Equalize().apply(Prepared(graph, material.observe(graph)), material)
+    twice = Equalize().apply(once, material)
+    assert [name for name in twice.graph.nodes if name.endswith(SUFFIX)] == ["first" + SUFFIX, "second" + SUFFIX]
+    want, got = (ort_run(serialize(one.model))(IMAGES) for one in (graph, twice.graph))
+    assert measures.relative_mse(want, got) < 1e-9
+
+
 @pytest.mark.parametrize("other", ["fp32", "int8"])
 def test_with_scales_before_depthwise_layers_integer_kernels_run_and_float_layers_are_exact(other: str) -> None:
     graph, openvino = opposed_stream(), get_runtime("openvino")
