@@ -1,7 +1,8 @@
 """Float regions: which float type every node has, and Casts at the borders of regions only.
 
-A layer has the type that the configuration gives it. The ops between layers take the type that most of their
-neighbors have, so that a region has no cast inside; where that is undecided, the configuration's `rest`.
+A layer has the type that the configuration gives it, and so has what adds its bias or scales its output by a constant:
+a kernel takes that in. The other ops between layers take the type that most of their neighbors have, so that a region
+has no cast inside; where that is undecided, the configuration's `rest`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ FLOAT32_ONLY = frozenset(
     {"Resize", "Range", "Shape", "ConstantOfShape", "Cast", "QuantizeLinear", "DequantizeLinear", "CumSum", "Size"}
 )
 
+ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
+
 
 def float_types(model: ir.Model, config: MixedPrecisionConfig, on_codes: Collection[str] = ()) -> dict[str, Precision]:
     """Node name → float type. INT8 layers, and the nodes `on_codes` that read codes, are FP32: what a pair gives."""
@@ -37,6 +40,10 @@ def float_types(model: ir.Model, config: MixedPrecisionConfig, on_codes: Collect
         for name, scheme in config.schemes.items()
     }
     names = [str(node.name) for node in model.graph]
+    for node in model.graph:  # in order, so that a chain behind a layer follows it
+        producer = _before_constant(node)
+        if producer is not None and str(producer.name) in fixed:
+            fixed[str(node.name)] = fixed[str(producer.name)]
     fixed |= {str(node.name): Precision.FP32 for node in model.graph if node.op_type in FLOAT32_ONLY}
     fixed |= dict.fromkeys(on_codes, Precision.FP32)
     if {config.rest, *fixed.values()} == {Precision.FP32}:
@@ -46,6 +53,16 @@ def float_types(model: ir.Model, config: MixedPrecisionConfig, on_codes: Collect
     for island in _islands([node for node in model.graph if node.name not in fixed]):
         _settle(island, types, list(starts))
     return types
+
+
+def _before_constant(node: ir.Node) -> ir.Node | None:
+    """What writes the other operand of `node`, where that is arithmetic with a constant.
+
+    Beside INT8 layers OpenVINO (2026.4) fuses a cast with such a node behind it, and then may find no types for the
+    attention that reads it.
+    """
+    variable = [value for value in node.inputs if value is not None and value.const_value is None]
+    return variable[0].producer() if node.op_type in ARITHMETIC and len(variable) == 1 else None
 
 
 def _islands(movable: list[ir.Node]) -> list[list[ir.Node]]:

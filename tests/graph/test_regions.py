@@ -96,6 +96,21 @@ def test_ops_between_layers_follow_them_and_else_the_rest() -> None:
         assert types["out1"] == types["out2"] == rest
 
 
+@pytest.mark.parametrize("rest", [Precision.FP32, Precision.BF16])
+@pytest.mark.parametrize("own", ["bf16", "fp32", "int8"])
+def test_what_adds_a_bias_or_scales_has_its_layers_type(own: str, rest: Precision) -> None:
+    net = Net(6, 16)
+    product = net.op("MatMul", "x", net.weight("w", 16, 16), name="layer")
+    added = net.op("Add", product, net.weight("b", 16), name="bias")
+    scaled = net.op("Div", added, net.constant("four", np.array(4, np.float32)), name="scale")
+    shifted = net.op("Add", net.op("Tanh", scaled, name="between"), net.weight("c", 16), name="behind")
+    output = net.op("MatMul", shifted, net.weight("v", 16, 16), name="other")
+    graph = net.graph(output, example={"x": np.ones((2, 6, 16), np.float32)}, ranks=[3])
+    types = float_types(graph.model, schemes(graph, own, other=rest).model_copy(update={"rest": rest}))
+    assert {types[name] for name in ("layer", "bias", "scale")} == {"fp32" if own == "int8" else own}
+    assert types["between"] == types["behind"] == rest
+
+
 def test_resizing_stays_in_float32() -> None:
     net = Net(4, 8, 8)
     scales = net.constant("scales", np.array([1, 1, 2, 2], np.float32))
