@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -11,16 +13,33 @@ from typing import Any, TextIO
 
 from mixq.searcher.trial import Trial
 
+STDOUT, STDERR = 1, 2
 Events = Callable[[str, dict[str, Any]], None]
 """Called with an event's name and its values."""
 
 
 @contextmanager
 def events_on_stdout() -> Iterator[Events]:
-    """Events go to stdout; whatever else Python code prints there goes to stderr meanwhile."""
-    stdout = sys.stdout
-    with redirect_stdout(sys.stderr):
-        yield lambda name, values: write_event(stdout, name, values)
+    """Events go to stdout; whatever else is printed there meanwhile, by native libraries too, goes to stderr."""
+    with _native_output_on_stderr() as descriptor, os.fdopen(descriptor, "w", encoding="utf-8") as own:
+        stdout = own if sys.stdout is sys.__stdout__ else sys.stdout  # what replaced it is not for native libraries
+        with redirect_stdout(sys.stderr):
+            yield lambda name, values: write_event(stdout, name, values)
+
+
+@contextmanager
+def _native_output_on_stderr() -> Iterator[int]:
+    """What native libraries print (HiGHS, now and then) goes to stderr. Gives a descriptor of stdout, to close."""
+    flush = ctypes.CDLL(None).fflush
+    flush(None)
+    stdout = os.dup(STDOUT)
+    os.dup2(STDERR, STDOUT)
+    try:
+        yield os.dup(stdout)
+    finally:
+        flush(None)
+        os.dup2(stdout, STDOUT)
+        os.close(stdout)
 
 
 def write_event(file: TextIO, name: str, values: dict[str, Any]) -> None:
