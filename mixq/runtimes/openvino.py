@@ -165,7 +165,8 @@ class Compiled(Executable):
     def audit(self, layers: Sequence[Layer], inputs: Inputs, *, timed: bool = True) -> Audit:
         # Counters slow the model down by some 3 %, so the model whose latency is measured has none.
         compiled = self._profiled(inputs) if timed else self._request(inputs).get_compiled_model()
-        return read_audit(compiled.get_runtime_model().get_ordered_ops(), layers, self._onnx, self._group)
+        executed = compiled.get_runtime_model().get_ordered_ops()
+        return read_audit(executed, layers, self._onnx, self._group, timed=timed)
 
     @property
     def _group(self) -> int:

@@ -22,12 +22,12 @@ LOOK_UPS = ("Gather",)
 MOST_FUSED = 5  # ops behind a layer by whose names its kernel may be known: scale, mask and softmax of attention
 
 
-def read_audit(executed: Sequence[Any], layers: Sequence[Layer], model: bytes, group: int) -> Audit:
+def read_audit(executed: Sequence[Any], layers: Sequence[Layer], model: bytes, group: int, *, timed: bool) -> Audit:
     """`executed`: the nodes of the runtime graph; `model`: the ONNX message that was compiled; `group`: how many values
-    of an input share a scale that is found at run time, 0 for none."""
+    of an input share a scale that is found at run time, 0 for none; `timed`: whether counters ran."""
     nodes = [{**_info(node), "reads": _read(node), "matrix": _matrix(node)} for node in executed]
     names = _names_behind(model, layers)
-    kernels = tuple(_kernel(layer, names[layer.name], nodes, group) for layer in layers)
+    kernels = tuple(_kernel(layer, names[layer.name], nodes, group, timed) for layer in layers)
     return Audit(kernels, sum(_converts(node) for node in executed))
 
 
@@ -55,7 +55,9 @@ def _names_behind(model: bytes, layers: Sequence[Layer]) -> dict[str, list[set[s
     return found
 
 
-def _kernel(layer: Layer, behind: Sequence[set[str]], nodes: Sequence[Mapping[str, str]], group: int) -> Kernel:
+def _kernel(
+    layer: Layer, behind: Sequence[set[str]], nodes: Sequence[Mapping[str, str]], group: int, timed: bool
+) -> Kernel:
     """The node that computed `layer`: one that has its name, or else that of the nearest op behind it."""
     # Some transformations keep the output's name only; of a node and a tensor of one name, one gets a number (2026.4).
     name, types = layer.name, _types(layer)
@@ -73,12 +75,12 @@ def _kernel(layer: Layer, behind: Sequence[set[str]], nodes: Sequence[Mapping[st
     if not named:
         return Kernel(name, "unknown", "not in the executed graph")
     node = named[0]
-    time = node["execTimeMcs"]
+    time = node["execTimeMcs"].replace("not_executed", "0")  # so it says of less than a microsecond (2026.4)
     return Kernel(
         name,
         _executed(node, layer, group),
         f"{node['layerType']}:{node['primitiveType']}",
-        float(time) if time.replace(".", "").isdigit() else None,
+        float(time) if timed else None,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from mixq.config import LayerScheme, Precision
 from mixq.graph import Graph, capture, serialize
 from mixq.graph.capture import relative_error
 from mixq.runtimes import get_runtime
+from mixq.runtimes.openvino_audit import read_audit
 from tests.helpers import Lowered, Net, images, lowered, ort_run, reference_run, schemes
 from tests.support.cases import WORDS, Attention
 
@@ -81,3 +83,13 @@ def test_what_would_run_float_all_the_same_is_refused(groups: int, strides: list
     graph = transposed(relu=relu, groups=groups, strides=strides)
     assert reason in str(OPENVINO.refusal(INT8, graph.layers[0]))
     assert int8(graph).executed(EXAMPLE)["up"] in ("fp32", "unknown")
+
+
+def test_a_kernel_too_short_for_its_counter_has_a_time_all_the_same() -> None:
+    """OpenVINO says of one below a microsecond what it says of all where no counter ran: not executed."""
+    found = int8(transposed())
+    compiled = openvino.Core().compile_model(openvino.Core().read_model(found.model), "CPU")
+    nodes = compiled.get_runtime_model().get_ordered_ops()
+    for timed, want in ((True, 0.0), (False, None)):
+        (kernel,) = read_audit(nodes, found.graph.layers, found.model, 0, timed=timed).kernels
+        assert (kernel.layer, kernel.time_us) == ("up", want)
