@@ -79,8 +79,8 @@ def guide_job(job: SearchJob, progress: Progress, check: Check | None = None) ->
         return
     passed = any(trial.feasible and trial.config.layers_with(Precision.INT8) for trial in job.trials)
     planned = [] if passed else planned_starts(study, choices, guide, seed)
-    ladders = job.space.sampler != GUIDED
-    starts = analyzed_starts(choices, job.sensitivity, recipes_first=not passed, ladders=ladders)
+    plans = job.space.sampler == GUIDED
+    starts = analyzed_starts(choices, job.sensitivity, recipes_first=not passed, planned=plans)
     enqueue(study, ANALYZED, [*planned, *starts])
 
 

@@ -16,7 +16,7 @@ from mixq.config import Training
 from mixq.searcher.choices import RATE, RECIPE, STEPS, Choices, Params
 from mixq.searcher.cost import CostModel, Observation
 from mixq.searcher.solve import SMALLEST_CHARGE, Errors, Prices, cheapest_within
-from mixq.searcher.study import EVALUATION, GLIMPSE, is_feasible
+from mixq.searcher.study import EVALUATION, GLIMPSE, SECONDS, is_feasible
 
 SPREAD = 0.1  # of the logarithm of the error that is aimed at
 SHARES = tuple(np.geomspace(0.02, 2.0, 21).tolist())  # of a layer's error, that training may leave
@@ -52,13 +52,19 @@ class Planner:
         self._seen: set[int] = set()
         self._observations: list[Observation] = []
         self._tried: list[Tried] = []
+        self._seconds = dict.fromkeys((False, True), 0.0)  # of trials that train, and of the others
 
     def propose(self, trials: Sequence[FrozenTrial], rng: np.random.Generator) -> Params:
-        """The cheapest within an error drawn around that where trials fail, by draws of costs and errors."""
+        """The cheapest within an error drawn around that where trials fail, by draws of costs and errors.
+
+        It may train layers while trials that do have not taken more time than the others: dozens of these are done
+        in the time of one training.
+        """
         self._learn(trials)
         recipe = self._best_recipe(rng)
         limit = self._limit() * float(np.exp(SPREAD * rng.standard_normal()))
-        return self._cheapest(self._choices, recipe, self._drawn(recipe, rng), limit, rng)
+        choices = self._choices if self._seconds[True] <= self._seconds[False] else self._choices.untrained
+        return self._cheapest(choices, recipe, self._drawn(recipe, rng), limit, rng)
 
     def first(self, trials: Sequence[FrozenTrial], rng: np.random.Generator) -> list[Params]:
         """Where trials have failed: the cheapest within FIRST_SHARES of the least error of these, by the first recipe.
@@ -115,9 +121,10 @@ class Planner:
     def _look_at(self, trial: FrozenTrial) -> None:
         found = trial.user_attrs.get(EVALUATION) or trial.user_attrs.get(GLIMPSE)
         self._seen.add(trial.number)
+        params = {name: str(value) for name, value in trial.params.items()}
+        self._seconds[self.errors.trains(params)] += trial.user_attrs.get(SECONDS, 0.0)
         if not isinstance(found, Mapping):
             return
-        params = {name: str(value) for name, value in trial.params.items()}
         speedup = found["speedup"]
         deviation = (1 / speedup["low"] - 1 / speedup["high"]) / 4
         self._observations.append(self._cost.observe(params, 1 / speedup["median"], deviation))
@@ -177,18 +184,30 @@ class Planner:
             return min(beyond) / STEP_DOWN
         return float(np.sqrt(passed * (min(above) if above else max(beyond))))
 
-    def _best_training(self) -> Training:
-        """That of the least errors, relative to what was predicted, among those that were tried; else the first."""
-        found: dict[Training, list[float]] = {}
-        for tried in self._tried:
-            if tried.measured and tried.predicted > 0 and self.errors.trains(tried.params):
-                training = self._choices.training_of(tried.params)
-                found.setdefault(training, []).append(tried.measured / tried.predicted)
-        return min(found, key=lambda training: float(np.median(found[training])), default=self._choices.training[0])
+    def _training(self) -> Training:
+        """Of those that were tried, that of the least errors, relative to what was predicted; where none of its trials
+        passed, the next longer one. The first where none was tried."""
+        tried: dict[Training, list[Tried]] = {}
+        for trial in self._tried:
+            if self.errors.trains(trial.params):
+                tried.setdefault(self._choices.training_of(trial.params), []).append(trial)
+        if not tried:
+            return self._choices.training[0]
+        best = min(tried, key=lambda training: _left(tried[training]))
+        longer = [t for t in self._choices.training if t.learning_rate == best.learning_rate and t.steps > best.steps]
+        if any(trial.passed for trial in tried[best]) or not longer:
+            return best
+        return min(longer, key=lambda training: training.steps)
 
     def _fixed(self, recipe: str) -> Params:
         fixed = {RECIPE: recipe}
         if self._choices.training:
-            best = self._best_training()
+            best = self._training()
             fixed |= {STEPS: str(best.steps), RATE: repr(best.learning_rate)}
         return fixed
+
+
+def _left(tried: Sequence[Tried]) -> float:
+    """Measured ÷ predicted errors, the median; infinite where none was measured."""
+    ratios = [trial.measured / trial.predicted for trial in tried if trial.measured and trial.predicted > 0]
+    return float(np.median(ratios)) if ratios else np.inf

@@ -7,7 +7,7 @@ that a person would try first are tried first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 
 from mixq.config import Activation, FloatPrecision, LayerScheme, Precision, Stage
 from mixq.searcher.choices import RATE, RECIPE, REST, STEPS, Choices, Params, Unit
@@ -28,18 +28,21 @@ def uniform_starts(choices: Choices) -> list[Start]:
 
 
 def analyzed_starts(
-    choices: Choices, sensitivity: Sensitivity, *, recipes_first: bool, ladders: bool = True
+    choices: Choices, sensitivity: Sensitivity, *, recipes_first: bool, planned: bool = False
 ) -> list[Start]:
     """What is not among the uniform starts: ladders and, before or after them, INT8 by the space's other recipes.
 
     Better recipes make INT8 no faster: they come first where the first one loses too much. What trains
-    comes last, since it costs most: all layers, then the k most sensitive ones. ladders: those without training, which
-    a sampler that plans has better ones for.
+    comes last, since it costs most: all layers, ever longer, then the k most sensitive ones. planned: by a sampler
+    that plans, which has better ones than ladders and longer trainings.
     """
     uniform = {choices.config(params).id for _, params in _uniform(choices)}
-    parts = (_recipes(choices), _ladders(choices, sensitivity, trained=False) if ladders else ())
-    trained = (_trained(choices), _ladders(choices, sensitivity, trained=True))
-    found = _distinct(choices, chain(*(parts if recipes_first else reversed(parts)), *trained))
+    ladders, trained_ladders = (
+        () if planned else _ladders(choices, sensitivity, trained=trained) for trained in (False, True)
+    )
+    parts = (_recipes(choices), ladders) if recipes_first else (ladders, _recipes(choices))
+    trained = islice(_trained(choices), 1 if planned else None)
+    found = _distinct(choices, chain(*parts, trained, trained_ladders))
     return [(origin, params) for origin, params in found if choices.config(params).id not in uniform]
 
 

@@ -13,7 +13,7 @@ from mixq.searcher.choices import Params
 from mixq.searcher.guided import Guide
 from mixq.searcher.planner import FIRST_SHARES
 from mixq.searcher.samplers import distributions
-from mixq.searcher.study import EVALUATION
+from mixq.searcher.study import EVALUATION, SECONDS
 from tests.searcher.toy import Toy, choices_of, space
 
 TOY = Toy(work=(1.0,) * 5, errors=(3e-3, 4e-3, 1e-3, 5e-3, 2e-3))
@@ -26,10 +26,11 @@ def params(schemes: dict[str, str], steps: str = "5") -> Params:
     return {**dict.fromkeys(TOY.names, "int8"), **schemes, **rest}
 
 
-def trial(number: int, given: Params, error: float, passed: bool) -> optuna.trial.FrozenTrial:
+def trial(number: int, given: Params, error: float, passed: bool, seconds: float = 0.0) -> optuna.trial.FrozenTrial:
     found = {"speedup": {"median": 2.0, "low": 1.9, "high": 2.1}, "kl": error, "output_mse": error}
+    told = {EVALUATION: found, SECONDS: seconds}
     frozen = optuna.trial.create_trial(
-        params=dict(given), distributions=distributions(CHOICES), value=0.5, user_attrs={EVALUATION: found}
+        params=dict(given), distributions=distributions(CHOICES), value=0.5, user_attrs=told
     )
     frozen.number = number
     frozen.system_attrs["constraints:drop"] = -1.0 if passed else 1.0
@@ -69,6 +70,28 @@ def test_a_longer_training_that_leaves_less_is_proposed() -> None:
     ]
     found = planner.propose(trials, np.random.default_rng(0))
     assert found["qat.steps"] == "20"
+
+
+def test_a_longer_training_is_proposed_where_none_passed() -> None:
+    planner = guide().planner
+    trials = [
+        trial(0, params({}), sum(TOY.errors), False),
+        trial(1, params(dict.fromkeys(TOY.names, "int8-qat")), 0.8 * sum(TOY.errors), False),
+    ]
+    assert planner.propose(trials, np.random.default_rng(0))["qat.steps"] == "20"
+    passed = trial(2, params({"layer3": "int8-qat"}), 0.1 * sum(TOY.errors), True)
+    assert planner.propose([*trials, passed], np.random.default_rng(0))["qat.steps"] == "5"
+
+
+@pytest.mark.parametrize(("training_s", "trains"), [(9.0, True), (11.0, False)])
+def test_training_takes_no_more_time_than_all_else(training_s: float, trains: bool) -> None:
+    trials = [
+        trial(0, params({}), sum(TOY.errors), False, 10.0),
+        trial(1, params(dict.fromkeys(TOY.names, "int8-qat")), 0.1 * sum(TOY.errors), True, training_s),
+    ]
+    found = guide().planner.propose(trials, np.random.default_rng(0))
+    assert ("int8-qat" in found.values()) is trains
+    assert trains or "fp32" in found.values()
 
 
 def test_the_first_proposals_are_the_fastest_within_shares_of_the_error_that_failed() -> None:

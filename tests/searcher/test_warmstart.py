@@ -56,15 +56,11 @@ def test_training_comes_last() -> None:
     assert trainings == [*[("5", "1e-05")] * 6, ("9", "1e-05"), *[("5", "1e-05")] * 3]
 
 
-def test_without_ladders_those_that_train_stay() -> None:
-    wanted = space(precisions=["fp32", "int8"], stages=["ptq", "qat"], training=TRAINING)
-    choices = choices_of(TOY, wanted)
-    all_of_them, fewer = (
-        [origin for origin, _ in analyzed_starts(choices, TOY.sensitivity, recipes_first=True, ladders=ladders)]
-        for ladders in (True, False)
-    )
-    assert fewer == [origin for origin in all_of_them if not (origin.startswith("ladder") and origin.endswith("fp32"))]
-    assert any(origin.startswith("ladder") for origin in fewer)
+def test_a_sampler_that_plans_gets_recipes_and_one_training_only() -> None:
+    recipes = {name: [{"name": "calibrate", "params": {"activations": name}}] for name in ("mse", "minmax")}
+    wanted = space(precisions=["fp32", "int8"], stages=["ptq", "qat"], training=TRAINING, recipes=recipes)
+    found = analyzed_starts(choices_of(TOY, wanted), TOY.sensitivity, recipes_first=True, planned=True)
+    assert [origin for origin, _ in found] == ["uniform int8, recipe minmax", "uniform int8-qat, 5 steps"]
 
 
 def test_a_space_that_only_trains_spares_the_sensitive_layers_too() -> None:
