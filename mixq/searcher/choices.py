@@ -72,6 +72,11 @@ class Choices:
         kept = ((unit, tuple(s for s in unit.schemes if s.stage is not Stage.QAT)) for unit in self.units)
         return replace(self, units=tuple(replace(unit, schemes=schemes or unit.schemes) for unit, schemes in kept))
 
+    def without_training(self, params: Params) -> Params:
+        """The same, each unit untrained that may be."""
+        found = {unit.name: LayerScheme.parse(params[unit.name]).untrained for unit in self.units}
+        return {**params, **{unit.name: str(s) for unit in self.units if (s := found[unit.name]) in unit.schemes}}
+
     def config(self, params: Mapping[str, str]) -> MixedPrecisionConfig:
         """The configuration that a full set of parameters stands for."""
         schemes = {layer: LayerScheme.parse(params[unit.name]) for unit in self.units for layer in unit.layers}

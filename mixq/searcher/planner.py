@@ -57,14 +57,18 @@ class Planner:
     def propose(self, trials: Sequence[FrozenTrial], rng: np.random.Generator) -> Params:
         """The cheapest within an error drawn around that where trials fail, by draws of costs and errors.
 
-        It may train layers while trials that do have not taken more time than the others: dozens of these are done
-        in the time of one training.
+        Layers are trained only where `may_train`.
         """
-        self._learn(trials)
+        choices = self._choices if self.may_train(trials) else self._choices.untrained
         recipe = self._best_recipe(rng)
         limit = self._limit() * float(np.exp(SPREAD * rng.standard_normal()))
-        choices = self._choices if self._seconds[True] <= self._seconds[False] else self._choices.untrained
         return self._cheapest(choices, recipe, self._drawn(recipe, rng), limit, rng)
+
+    def may_train(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether trials that train layers have taken no more time than the others: dozens of these are done in the
+        time of one training."""
+        self._learn(trials)
+        return self._seconds[True] <= self._seconds[False]
 
     def first(self, trials: Sequence[FrozenTrial], rng: np.random.Generator) -> list[Params]:
         """Where trials have failed: the cheapest within FIRST_SHARES of the least error of these, by the first recipe.

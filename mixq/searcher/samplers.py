@@ -69,7 +69,7 @@ class Guided(BaseSampler):
         params = {name: str(value) for name, value in parent.params.items()}
         for _ in range(1 + int(self._rng.geometric(0.6) - 1)):
             params |= self._move(params, feasible=is_feasible(parent))
-        return params
+        return params if self._guide.planner.may_train(told) else self._choices.without_training(params)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -13,9 +13,10 @@ from optuna.distributions import CategoricalDistribution
 from mixq.searcher.choices import Params
 from mixq.searcher.guided import Guide
 from mixq.searcher.objective import best_of
+from mixq.searcher.run import enqueue
 from mixq.searcher.samplers import SAMPLERS, Distinct, Guided, front
 from mixq.searcher.space import SamplerName
-from mixq.searcher.study import is_feasible
+from mixq.searcher.study import SECONDS, is_feasible
 from tests.searcher.toy import Search, Toy, choices_of, config_ids, new_study, space
 
 CHEAP = [name for name in SAMPLERS if name != "gp"]
@@ -146,6 +147,28 @@ def test_what_the_planner_proposes_again_is_mutated(monkeypatch: pytest.MonkeyPa
     found = Guided(search.choices, guide, seed=0, planned=1).propose(search.study.trials)
     assert search.choices.config(found).id != trial.config.id
     assert len(asked) == 3
+
+
+@pytest.mark.parametrize("planned", [0, 1])
+@pytest.mark.parametrize(("training_s", "trained"), [(1.0, True), (100.0, False)])
+def test_nothing_is_trained_while_training_has_had_its_time(training_s: float, trained: bool, planned: float) -> None:
+    """Where nothing passes but what is trained."""
+    toy = Toy(work=(1.0,) * 3, errors=(0.02,) * 3)
+    wanted = space(precisions=["fp32", "int8"], stages=["ptq", "qat"], training={"steps": [1], "learning_rate": [0.1]})
+    search = Search(toy, wanted)
+    every = {"rest": "fp32", "recipe": "default", "qat.steps": "1", "qat.learning_rate": "0.1"}
+    starts = [("a", {**dict.fromkeys(toy.names, scheme), **every}) for scheme in ("int8", "int8-qat")]
+    assert search.study is not None
+    enqueue(search.study, "both", starts)
+    search.run(2)
+    trials = search.study.get_trials()
+    for trial, seconds in zip(trials, (10.0, training_s), strict=True):
+        trial.user_attrs[SECONDS] = seconds
+    found = []
+    for seed in range(10):
+        guide = Guide(search.choices, toy.graph, toy.sensitivity, "latency")
+        found.append(Guided(search.choices, guide, seed, planned).propose(trials))
+    assert any("int8-qat" in params.values() for params in found) is trained
 
 
 def test_a_parent_within_the_limits_is_made_faster() -> None:
