@@ -68,9 +68,8 @@ class Choices:
 
     @property
     def untrained(self) -> Choices:
-        """The same without training, but for units that have nothing else."""
-        kept = ((unit, tuple(s for s in unit.schemes if s.stage is not Stage.QAT)) for unit in self.units)
-        return replace(self, units=tuple(replace(unit, schemes=schemes or unit.schemes) for unit, schemes in kept))
+        """The same without training, but for what a unit has with training only."""
+        return replace(self, units=tuple(replace(unit, schemes=_untrained(unit.schemes)) for unit in self.units))
 
     def without_training(self, params: Params) -> Params:
         """The same, each unit untrained that may be."""
@@ -96,6 +95,11 @@ class Choices:
             if str(training.steps) == params[STEPS] and repr(training.learning_rate) == params[RATE]:
                 return training
         raise InputError(f"no training with {params[STEPS]} steps at {params[RATE]} in the space")
+
+
+def _untrained(schemes: tuple[LayerScheme, ...]) -> tuple[LayerScheme, ...]:
+    """Those that also come without training, without it; one that only training reaches stays."""
+    return tuple(s for s in schemes if s.stage is not Stage.QAT or s.untrained not in schemes)
 
 
 def _rest(value: str, known: Iterable[FloatPrecision]) -> FloatPrecision:

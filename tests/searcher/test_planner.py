@@ -116,9 +116,11 @@ def test_nothing_is_proposed_first_where_nothing_failed() -> None:
 
 
 def test_units_that_only_train_keep_their_choice() -> None:
-    wanted = space(precisions=["int8"], stages=["qat"], training={"steps": [5], "learning_rate": [0.1]})
-    choices = choices_of(TOY, wanted)
-    assert choices.untrained == choices
+    for precisions in (["int8"], ["fp32", "int8"]):
+        wanted = space(precisions=precisions, stages=["qat"], training={"steps": [5], "learning_rate": [0.1]})
+        choices = choices_of(TOY, wanted)
+        assert choices.untrained == choices
+    assert {str(s) for unit in CHOICES.untrained.units for s in unit.schemes} == {"fp32", "int8"}
 
 
 def test_what_trials_tell_of_a_layer_counts() -> None:
