@@ -2,7 +2,8 @@
 
 Between the ops that write such a tensor with weights of their own (a layer, a normalization, a multiplication) and
 those that read it so, there is nothing but ops that a positive factor a channel passes through: ReLU, pooling, residual
-additions. The writers' weights are divided by the factors, the readers' multiplied (Nagel et al. 2019, section 4.1).
+additions. Where all of them are linear, a negative factor passes too. The writers' weights are divided by
+the factors, the readers' multiplied (Nagel et al. 2019, section 4.1).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mixq.graph.model import Graph
 from mixq.task import Array
 
 PASSING = frozenset({"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Add", "Pad"})
+ONE_SIDED = frozenset({"Relu", "LeakyRelu", "MaxPool"})  # of those, what a negative factor does not pass through
 NORMALIZATIONS = {"BatchNormalization": 1, "LayerNormalization": -1}  # the channel axis of what they write
 FLATTENING = frozenset({"Flatten", "Reshape", "Squeeze"})
 MATRIX_OPS = ("Gemm", "MatMul")
@@ -25,13 +27,15 @@ MATRIX_OPS = ("Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class ScaleGroup:
-    """tensors: all those that are scaled alike, with `channels` along `axis`; writers, readers: names of nodes."""
+    """tensors: all those that are scaled alike, with `channels` along `axis`; writers, readers: names of nodes; turns:
+    whether a factor may be negative."""
 
     tensors: tuple[str, ...]
     channels: int
     axis: int
     writers: tuple[str, ...]
     readers: tuple[str, ...]
+    turns: bool
 
 
 def find_scale_groups(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[ScaleGroup]:
@@ -86,9 +90,14 @@ class _Search:
         if axis is None or not readers or any(len(shape) <= axis for shape in shapes):
             return None
         counts = {shape[axis] for shape in shapes}
-        return (
-            ScaleGroup(tuple(tensors), counts.pop(), axis, tuple(writers), tuple(readers)) if len(counts) == 1 else None
-        )
+        turns = self._between(tensors).isdisjoint(ONE_SIDED)
+        both = tuple(writers), tuple(readers)
+        return ScaleGroup(tuple(tensors), counts.pop(), axis, *both, turns) if len(counts) == 1 else None
+
+    def _between(self, tensors: Iterable[str]) -> set[str]:
+        """The types of the ops that a factor of `tensors` passes through."""
+        producers = [producer for name in tensors if (producer := self.values[name].producer()) is not None]
+        return {node.op_type for node in producers if self._passes(node)}
 
     def _passes(self, node: ir.Node) -> bool:
         if node.op_type in FLATTENING:

@@ -29,38 +29,50 @@ CONSTANT = 1e-6  # of an output's power: variance below tells nothing
 
 @dataclass(frozen=True)
 class Channels:
-    """Of a tensor's channels: some values (samples, channels), and the largest magnitude of all (channels,)."""
+    """Of a tensor's channels: some values (samples, channels), and the lowest and highest of all (channels,)."""
 
     values: Array
-    largest: Array
+    low: Array
+    high: Array
 
     @property
     def power(self) -> Array:
         """Mean square, (channels,)."""
         return np.asarray(np.square(self.values).mean(0))
 
-    def reach(self, most: float) -> Array:
-        """The largest magnitude within `most` root mean squares, (channels,)."""
-        return np.asarray(np.minimum(self.largest, most * np.sqrt(self.power)))
+    def reach(self, most: float) -> tuple[Array, Array]:
+        """How far values lie below and above 0, within `most` root mean squares, (channels,) each."""
+        limit = most * np.sqrt(self.power)
+        return np.clip(-self.low, 0, limit), np.clip(self.high, 0, limit)
+
+    @property
+    def centre(self) -> Array:
+        """Half way between the lowest and the highest of `values`, which rarer ones do not move, (channels,)."""
+        return np.asarray((self.values.min(0) + self.values.max(0)) / 2)
+
+    def less(self, shift: Array) -> Channels:
+        """These less `shift` (channels,)."""
+        return Channels(self.values - shift, self.low - shift, self.high - shift)
 
 
 def sample(graph: Graph, axes: Mapping[str, int], material: Material) -> dict[str, Channels]:
     """What tensors hold on the calibration batches; axes: of their channels, by name of the tensor."""
     run, random = material.compile_run(serialize(with_outputs(graph.model, axes))), np.random.default_rng(material.seed)
     parts: dict[str, list[Array]] = {name: [] for name in axes}
-    largest: dict[str, Array] = {}
+    low: dict[str, Array] = {}
+    high: dict[str, Array] = {}
     for batch in material.batches:
         values = run(batch)
         for name, axis in axes.items():
             by_place = np.moveaxis(values[name], axis, -1)
             places, channels = by_place.size // by_place.shape[-1], by_place.shape[-1]
             others = tuple(range(by_place.ndim - 1))
-            reached = np.maximum(by_place.max(others), -by_place.min(others))
-            largest[name] = np.maximum(largest.get(name, 0.0), reached)
+            low[name] = np.minimum(low.get(name, np.inf), by_place.min(others))
+            high[name] = np.maximum(high.get(name, -np.inf), by_place.max(others))
             most = -(-max(LEAST, VALUES // channels) // len(material.batches))
             chosen = random.choice(places, min(most, places), replace=False)
             parts[name].append(by_place[np.unravel_index(chosen, by_place.shape[:-1])])
-    return {name: Channels(np.concatenate(some), largest[name]) for name, some in parts.items()}
+    return {name: Channels(np.concatenate(some), low[name], high[name]) for name, some in parts.items()}
 
 
 class Reader:
@@ -68,13 +80,13 @@ class Reader:
     gain: the noise at the outputs, relative and on their average, for a mean squared error of 1 in each channel."""
 
     def __init__(self, node: ir.Node, channels: Channels) -> None:
-        weight, count = read_weight(node).astype(np.float64), len(channels.largest)
+        weight, count = read_weight(node).astype(np.float64), len(channels.power)
         self._largest, self._positions = np.abs(weight).max(2), weight.shape[2]
         self._read = np.broadcast_to(read_channels(node, np.arange(count))[..., 0], weight.shape[:2])
-        self._power = channels.power
+        self._spread = channels.values.var(0)
         squares = np.square(weight).sum(2)
-        signal = (squares * channels.values.var(0)[self._read]).sum(1)
-        power = (squares * self._power[self._read]).sum(1)
+        signal = (squares * self._spread[self._read]).sum(1)
+        power = (squares * channels.power[self._read]).sum(1)
         signal = np.maximum(signal, CONSTANT * power)
         self._inverse = np.divide(1, signal, out=np.zeros_like(signal), where=signal > 0) / len(signal)
         self.gain, self.used = np.zeros(count), np.zeros(count)
@@ -84,9 +96,12 @@ class Reader:
         np.maximum.at(self.used, self._read, relative)
 
     def weight_noise(self, factor: Array) -> float:
-        """Of rounding the weights times `factor` (channels,), with a scale for each output; relative, averaged."""
-        steps = (self._largest * factor[self._read]).max(1) / affine.S8[1]
-        power = self._positions * (self._power / factor**2)[self._read].sum(1)
+        """Of rounding the weights times `factor` (channels,), with a scale for each output; relative, averaged.
+
+        What the channels' means make of it does not count, for biases are corrected by it.
+        """
+        steps = (self._largest * np.abs(factor)[self._read]).max(1) / affine.S8[1]
+        power = self._positions * (self._spread / factor**2)[self._read].sum(1)
         return float(UNIFORM * (steps**2 * power * self._inverse).sum())
 
 
@@ -114,29 +129,3 @@ class Noise:
         lost = (affine.fake_quantize(values, qparams, affine.U8) - values).var(0) * factor**2
         from_weights = sum(reader.weight_noise(factor) for reader in self.readers)
         return float((self.gain * lost).sum() + WEIGHT_NOISE * from_weights)
-
-
-def common_reach(noises: Sequence[Noise], most: float) -> Array:
-    """By channel, what a factor has to cover of all tensors, each relative to the range that it is to have.
-
-    In ranges S the largest factors that keep everything within them are max r / S over the tensors; the S of least
-    uniform rounding noise are found by coordinate descent.
-    """
-    reach = np.stack([noise.channels.reach(most) for noise in noises])
-    gain = np.stack([noise.gain for noise in noises])
-    ranges = reach.max(1)
-    ranges = np.where(ranges > 0, ranges, 1.0)
-
-    def rounding(ranges: Array) -> float:
-        factor = (reach / ranges[:, None]).max(0)
-        return float((ranges**2 * (gain * factor**2).sum(1)).sum())
-
-    least = rounding(ranges)
-    for step in (4.0, 2.0, 2**0.5, 2**0.25, 2**0.25) if len(noises) > 1 else ():
-        for index in range(len(noises)):
-            for times in (1 / step, step):
-                tried = ranges.copy()
-                tried[index] *= times
-                if (value := rounding(tried)) < least:
-                    ranges, least = tried, value
-    return np.asarray((reach / ranges[:, None]).max(0))

@@ -6,12 +6,15 @@ al. 2023, section 4) a channel is divided by r^α / w^(1 − α), with r its lar
 among those that read it; α, and whether r counts outliers, is chosen group by group, by the noise at the readers'
 outputs. Depthwise readers have a scale for each channel: to them, scale comes for nothing. Where what they read shares
 its factors with other tensors, or has none, it gets its own on the branch to them (`branches.py`).
+
+Codes are asymmetric, so that it counts on which side of zero a channel lies: where all between writers and readers is
+linear, channels are turned over (`channel_ranges.py`), and where no reader pads, shifted to lie about zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -22,7 +25,9 @@ from mixq.graph.layers import row_shapes
 from mixq.graph.model import Graph, serialize
 from mixq.graph.plan import candidates
 from mixq.graph.scaling import ScaleGroup, find_scale_groups, scaled
-from mixq.ptq.channel_noise import Channels, Noise, Reader, common_reach, sample
+from mixq.graph.shifting import find_shift_places, shifted
+from mixq.ptq.channel_noise import Channels, Noise, Reader, sample
+from mixq.ptq.channel_ranges import common_reach
 from mixq.ptq.state import Material, Prepared
 from mixq.task import Array
 
@@ -42,9 +47,9 @@ class Equalize:
         """An equal network, and its statistics. Raises MixqError should it not compute the same."""
         whole = with_branch_scales(prepared.graph)
         branches = depthwise_scales(whole)
-        found = _Sampled.of(without_scales(whole, branches), branches.values(), material)
+        found = _Sampled.of(without_scales(whole, branches), branches.values(), material).centred()
         if material.placement.scales_fuse:
-            found = found.branched(whole, branches)
+            found = found.branched()
         equal = without_idle_scales(scaled(found.graph, list(found.factors)))
         _check_equal(prepared.graph, equal, material)
         return Prepared(equal, material.observe(equal))
@@ -68,20 +73,42 @@ class _Sampled:
         return cls(graph, shapes, sample(graph, {name: axes[name] for name in read}, material))
 
     @cached_property
+    def groups(self) -> Sequence[ScaleGroup]:
+        return find_scale_groups(self.graph, self.shapes)
+
+    @cached_property
     def factors(self) -> Sequence[tuple[ScaleGroup, Array]]:
         """Of the channels of each group of which a layer may read codes."""
-        groups = [(group, self._noises(group.readers)) for group in find_scale_groups(self.graph, self.shapes)]
-        return [(group, _factors(noises)) for group, noises in groups if noises]
+        groups = [(group, self._noises(group.readers)) for group in self.groups]
+        return [(group, _factors(noises, group.turns)) for group, noises in groups if noises]
 
-    def branched(self, whole: Graph, branches: Mapping[str, str]) -> _Sampled:
-        """With those scales of `whole` that take enough noise away; branches: of all, the tensor before."""
+    def centred(self) -> _Sampled:
+        """With the channels about zero of those tensors that lose noise by it."""
+        shifts = []
+        for place in find_shift_places(self.graph, self.groups):
+            for noise in self._noises(place.readers):
+                shift = noise.channels.centre
+                (moved,) = self._less({place.tensor: shift})._noises(place.readers)
+                if moved.of(_factors([moved], turns=True)) < noise.of(_factors([noise], turns=True)):
+                    shifts.append((place, shift))
+        found = self._less({place.tensor: shift for place, shift in shifts})
+        return replace(found, graph=shifted(self.graph, shifts))
+
+    def _less(self, shifts: Mapping[str, Array]) -> _Sampled:
+        """As it is, but for what the tensors hold."""
+        return replace(self, seen={**self.seen, **{name: self.seen[name].less(by) for name, by in shifts.items()}})
+
+    def branched(self) -> _Sampled:
+        """With those scales before depthwise layers that take enough noise away."""
+        whole = with_branch_scales(self.graph)
+        branches = depthwise_scales(whole)
         shared = {name: factor for group, factor in self.factors for name in group.tensors}
         kept = {}
         for scale, tensor in branches.items():
             readers = [str(reader.name) for reader, _ in whole.nodes[scale].outputs[0].uses()]
             for noise in self._noises(readers):
-                ones = np.ones(len(noise.channels.largest))
-                if noise.of(_factors([noise])) < WORTH * noise.of(shared.get(tensor, ones)):
+                ones = np.ones(len(noise.gain))
+                if noise.of(_factors([noise], turns=True)) < WORTH * noise.of(shared.get(tensor, ones)):
                     kept[scale] = tensor
         return _Sampled(
             without_scales(whole, branches.keys() - kept.keys()),
@@ -99,23 +126,23 @@ class _Sampled:
         return [Noise(self.seen[tensor], found) for tensor, found in readers.items()]
 
 
-def _factors(noises: Sequence[Noise]) -> Array:
-    """One factor a channel, their geometric mean 1; ones where nothing is gained."""
+def _factors(noises: Sequence[Noise], turns: bool) -> Array:
+    """One factor a channel, the geometric mean of their magnitudes 1; ones where nothing is gained."""
     used = np.max([reader.used for noise in noises for reader in noise.readers], axis=0)
     found = [np.ones(len(used))]
     for most in REACHES:
-        reach = common_reach(noises, most)
-        alive = (reach > 0) & (used > 0)
+        reach = common_reach(noises, most, turns)
+        alive = (reach != 0) & (used > 0)
         if alive.any():
             found += [_normalized(reach, used, alpha, alive) for alpha in ALPHAS]
     return min(found, key=lambda factor: sum(noise.of(factor) for noise in noises))
 
 
 def _normalized(reach: Array, used: Array, alpha: float, alive: Array) -> Array:
-    """r^α / w^(1 − α) with geometric mean 1; 1 for a channel that is always zero or that nobody reads."""
+    """±r^α / w^(1 − α) with geometric mean 1; 1 for a channel that is always zero or that nobody reads."""
     factor = np.ones(len(reach))
-    logs = alpha * np.log(reach[alive]) - (1 - alpha) * np.log(used[alive])
-    factor[alive] = np.exp(np.clip(logs - logs.mean(), -np.log(MOST), np.log(MOST)))
+    logs = alpha * np.log(np.abs(reach[alive])) - (1 - alpha) * np.log(used[alive])
+    factor[alive] = np.sign(reach[alive]) * np.exp(np.clip(logs - logs.mean(), -np.log(MOST), np.log(MOST)))
     return factor
 
 

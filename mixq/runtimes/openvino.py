@@ -78,7 +78,7 @@ class OpenVino(Runtime):
         if scheme.activation is Activation.WEIGHT_ONLY and not layer.looks_up:
             return "fp32" if self.typed(config) else "bf16"
         if scheme.precision is Precision.FP16:
-            # Under the hint f32 FP16 is how weights are stored (2026.4), whatever the CPU. Under the hint f16 a CPU with
+            # Under the hint f32 FP16 is how weights are stored (2026.4), whatever the CPU. Under the hint f16 one with
             # AVX512-FP16 computes in FP16, in 1.5 times the time of FP32 (Tiny Darknet).
             return "fp32"
         return scheme.precision.value

@@ -52,6 +52,14 @@ def depthwise() -> Built:
     return net, net.conv(inner, 4, "narrow", kernel=1), 4
 
 
+def straight() -> Built:
+    """Nothing between the two layers, and nothing but linear ops before the last."""
+    net = Net(4, 8, 8)
+    inner = net.conv(net.conv("x", 6, "first"), 6, "deep", groups=6)
+    pooled = net.op("AveragePool", net.op("Add", inner, net.conv("x", 6, "other")), kernel_shape=[2, 2])
+    return net, net.conv(pooled, 4, "last", kernel=1), 4
+
+
 def additions() -> Built:
     """Three writers and three readers of one stream of residuals."""
     net = Net(4, 8, 8)
@@ -105,6 +113,7 @@ FOUND: dict[Callable[[], Built], list[tuple[Writers, Writers]]] = {
     classifier: [(("first",), ("head",))],
     multiplied: [(("first",), ("times",)), (("times",), ("second",))],
     linear: [(("first",), ("second",))],
+    straight: [(("first",), ("deep",)), (("deep", "other"), ("last",))],
     tokens: [(("norm",), ("to0", "to1"))],
     upwards: [(("up",), ("down",)), (("down",), ("again",))],
 }
@@ -142,6 +151,24 @@ def test_groups_name_channels_and_axis() -> None:
     assert (group.tensors, group.channels, group.axis) == (("norm",), 8, 3)
 
 
+@pytest.mark.parametrize(
+    ("make", "turns"),
+    [
+        (chain, [False]),
+        (padded, [False]),
+        (behind_norm, [True]),
+        (depthwise, [False, False]),
+        (straight, [True, True]),
+        (additions, [False]),
+        (multiplied, [False, True]),
+        (tokens, [True]),
+    ],
+    ids=lambda given: getattr(given, "__name__", ""),
+)
+def test_channels_may_be_turned_over_where_all_between_is_linear(make: Callable[[], Built], turns: list[bool]) -> None:
+    assert [group.turns for group in groups_of(built(make))] == turns
+
+
 def test_groups_of_a_network_from_torch() -> None:
     found = {(group.writers, group.readers) for group in groups_of(residual(), 3)}
     assert found == {(("stem", "right"), ("left", "head")), (("left",), ("right",))}
@@ -155,13 +182,16 @@ def outputs(graph: Graph) -> Array:
 @networks
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_any_positive_factors_leave_the_function_as_it_is(make: Callable[[], Built], data: st.DataObject) -> None:
+def test_any_factors_leave_the_function_as_it_is(make: Callable[[], Built], data: st.DataObject) -> None:
     graph = built(make)
     before = serialize(graph.model)
-    factors = [
-        (group, np.exp2(data.draw(st.lists(st.floats(-6, 6), min_size=group.channels, max_size=group.channels))))
-        for group in groups_of(graph)
-    ]
+
+    def drawn(group: ScaleGroup) -> Array:
+        signs = st.sampled_from([-1, 1] if group.turns else [1])
+        of_channel = st.tuples(signs, st.floats(-6, 6)).map(lambda pair: pair[0] * 2.0 ** pair[1])
+        return np.array(data.draw(st.lists(of_channel, min_size=group.channels, max_size=group.channels)))
+
+    factors = [(group, drawn(group)) for group in groups_of(graph)]
     after = scaled(graph, factors)
     assert relative_error(outputs(graph), outputs(after)) < 1e-4
     assert after.layer_names == graph.layer_names

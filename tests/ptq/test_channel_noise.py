@@ -6,8 +6,6 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mixq import affine
 from mixq.calibration.histogram import TensorStatistics
@@ -17,7 +15,7 @@ from mixq.graph.cut import tail
 from mixq.graph.layers import row_shapes
 from mixq.graph.scaling import find_scale_groups, scaled
 from mixq.ptq import Material, channel_noise
-from mixq.ptq.channel_noise import Channels, Noise, Reader, common_reach, sample
+from mixq.ptq.channel_noise import Channels, Noise, Reader, sample
 from mixq.runtimes import get_runtime
 from mixq.task import Array
 from tests.helpers import Net, images, ort_run
@@ -62,7 +60,8 @@ def by_place(values: Array) -> Array:
 
 
 def channels_of(values: Array) -> Channels:
-    return Channels(by_place(values), np.abs(by_place(values)).max(0))
+    found = by_place(values)
+    return Channels(found, np.minimum(found.min(0), 0), np.maximum(found.max(0), 0))
 
 
 def outputs(graph: Graph, values: Array) -> Array:
@@ -89,6 +88,9 @@ def test_gain_is_what_noise_in_a_channel_does_to_the_outputs(kind: str) -> None:
         assert found == pytest.approx(relative_noise(graph, values, noisy), rel=0.1)
 
 
+SIGNS = np.array([1, -1, 1, 1, -1, -1])
+
+
 @pytest.mark.parametrize("kind", READERS)
 @pytest.mark.parametrize("equal", [False, True])
 def test_the_noise_is_that_of_codes(kind: str, equal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,9 +115,10 @@ def test_noise_of_weights_is_that_of_rounding_them(kind: str) -> None:
     axes = tuple(axis for axis in range(weight.ndim) if axis != layer.channel_axis)
     rounded = affine.fake_quantize(weight, affine.symmetric(np.abs(weight).max(axes), layer.channel_axis), affine.S8)
     noise, signal = (np.square(w).astype(np.float64) for w in (rounded - weight, weight))
-    inputs = np.square(values).mean((0, *range(2, values.ndim))), values.var((0, *range(2, values.ndim)))
-    per_output = [summed_over_inputs(kind, w, p) for w, p in zip((noise, signal), inputs, strict=True)]
+    spread = values.var((0, *range(2, values.ndim)))  # a bias takes what the means make of the weights' errors
+    per_output = [summed_over_inputs(kind, squares, spread) for squares in (noise, signal)]
     assert reader.weight_noise(np.ones(CHANNELS)) == pytest.approx((per_output[0] / per_output[1]).mean(), rel=0.4)
+    assert reader.weight_noise(SCALES * SIGNS) == reader.weight_noise(SCALES)
 
 
 def summed_over_inputs(kind: str, squares: Array, power: Array) -> Array:
@@ -138,7 +141,7 @@ def test_what_a_scale_of_channels_costs_does_not_depend_on_those_that_they_have(
         if "reader" in group.readers
     )
     other = scaled(graph, [(group, SCALES)])
-    factor = np.array([1, 3, 0.5, 2, 1, 0.2])
+    factor = np.array([1, 3, 0.5, 2, 1, 0.2]) * SIGNS
     divided = values / SCALES.astype(np.float32).reshape(-1, *[1] * (values.ndim - 2))
     first, second = (
         Noise(channels_of(v), [Reader(g.nodes["reader"], channels_of(v))]).of(f)
@@ -157,29 +160,7 @@ def test_channels_that_do_not_vary_cost_nothing() -> None:
     assert np.isfinite(Noise(channels, [reader]).of(np.ones(CHANNELS)))
 
 
-@settings(deadline=None)
-@given(seed=st.integers(0, 2**31), tensors=st.integers(1, 5))
-def test_common_ranges_are_no_worse_than_equal_ones(seed: int, tensors: int) -> None:
-    """Of uniform rounding noise, for tensors whose channels are of other sizes in each."""
-    random, node = np.random.default_rng(seed), one_reader("depthwise").nodes["reader"]
-    noises = []
-    for _ in range(tensors):
-        values = random.normal(0, np.exp2(random.uniform(-6, 6, CHANNELS)), (64, CHANNELS)).astype(np.float32)
-        channels = Channels(values, np.abs(values).max(0))
-        noises.append(Noise(channels, [Reader(node, channels)]))
-    reaches = [noise.channels.reach(1e6) for noise in noises]
-
-    def rounding(factor: Array) -> float:
-        ranges = [(reach / factor).max() for reach in reaches]
-        return float(sum(r**2 * (noise.gain * factor**2).sum() for r, noise in zip(ranges, noises, strict=True)))
-
-    found = rounding(common_reach(noises, 1e6))
-    assert found <= rounding(np.max([reach / reach.max() for reach in reaches], axis=0)) * 1.001
-    if tensors == 1:
-        assert found <= rounding(np.exp2(random.uniform(-6, 6, CHANNELS))) * 1.001
-
-
-def test_a_sample_has_values_of_every_channel_and_the_largest_of_all() -> None:
+def test_a_sample_has_values_of_every_channel_and_the_ends_of_all() -> None:
     graph = one_reader("dense")
     batches = [images(16, CHANNELS, SIZE, seed=seed) for seed in range(2)]
     material = Material(batches, ort_run, get_runtime("onnxruntime").placement)
@@ -187,7 +168,8 @@ def test_a_sample_has_values_of_every_channel_and_the_largest_of_all() -> None:
     every = np.concatenate([by_place(run(batch)[read_by(graph)]) for batch in batches])
     first, second = (sample(graph, {read_by(graph): 1}, material)[read_by(graph)] for _ in range(2))
     np.testing.assert_array_equal(first.values, second.values)
-    np.testing.assert_allclose(first.largest, np.abs(every).max(0), rtol=1e-5)
+    np.testing.assert_allclose(first.low, np.minimum(every.min(0), 0), rtol=1e-5)
+    np.testing.assert_allclose(first.high, np.maximum(every.max(0), 0), rtol=1e-5)
     assert len(first.values) >= channel_noise.LEAST
     for channel in range(CHANNELS):
         nearest = np.abs(np.sort(every[:, channel])[:, None] - first.values[None, :50, channel]).min(0)

@@ -16,6 +16,7 @@ from mixq.graph.branches import SUFFIX
 from mixq.graph.layers import row_shapes
 from mixq.graph.scaling import find_scale_groups, scaled
 from mixq.ptq import Material, Prepared, Quantizer
+from mixq.ptq.channel_ranges import common_reach
 from mixq.ptq.equalize import Equalize
 from mixq.ptq.networks import int8_model
 from mixq.runtimes import get_runtime
@@ -103,6 +104,66 @@ def test_scales_before_depthwise_layers_stay_when_it_is_applied_again() -> None:
     assert [name for name in twice.graph.nodes if name.endswith(SUFFIX)] == ["first" + SUFFIX, "second" + SUFFIX]
     want, got = (ort_run(serialize(one.model))(IMAGES) for one in (graph, twice.graph))
     assert measures.relative_mse(want, got) < 1e-9
+
+
+def leaning(*, kernel: int) -> Graph:
+    """Channels that are positive or negative, behind a normalization."""
+    net, sides = Net(4, 8, 8), np.array([1, -1, -1, 1, -1, 1], np.float32)
+    numbers = {"scale": sides, "bias": 0.01 * sides, "mean": np.full(6, 0.02), "variance": np.ones(6)}
+    constants = [net.constant(name, value.astype(np.float32)) for name, value in numbers.items()]
+    normal = net.op("BatchNormalization", net.op("Relu", net.conv("x", 6, "first")), *constants, name="norm")
+    return net.graph(net.conv(normal, 4, "second", kernel=kernel), example=IMAGES, ranks=[4])
+
+
+def offset() -> Graph:
+    """Channels that lie far from zero, on either side of it."""
+    net = Net(4, 8, 8)
+    bias = net.constant("far", np.array([20, -30, 5, 0, -10, 40], np.float32))
+    first = net.op("Conv", "x", net.weight("first.weight", 6, 4, 3, 3), bias, name="first", pads=[1] * 4)
+    net.channels[first] = 6
+    return net.graph(net.conv(first, 4, "second", kernel=1), example=IMAGES, ranks=[4])
+
+
+@pytest.mark.parametrize(
+    ("graph", "without", "left"),
+    [
+        (leaning(kernel=3), "common_reach", 0.9),
+        (leaning(kernel=1), "common_reach", 0.7),
+        (offset(), "find_shift_places", 0.4),
+    ],
+    ids=["turned over", "turned over or shifted", "shifted"],
+)
+def test_channels_on_either_side_of_zero_use_all_codes(
+    graph: Graph, without: str, left: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a sign or a shift a channel has the codes of one side only, or few of them."""
+    plain = {
+        "common_reach": lambda noises, most, turns: common_reach(noises, most, turns=False),
+        "find_shift_places": lambda graph, groups: [],
+    }
+    material = Material([IMAGES], ort_run, MATERIAL.placement)
+    want, error = ort_run(serialize(graph.model))(IMAGES), []
+    for replaced in (False, True):
+        if replaced:
+            monkeypatch.setattr("mixq.ptq.equalize.find_shift_places", plain["find_shift_places"])
+            monkeypatch.setattr(f"mixq.ptq.equalize.{without}", plain[without])
+        found = Quantizer(graph, material).prepared((RecipeStep(name="equalize"), CALIBRATE))
+        assert measures.relative_mse(want, ort_run(serialize(found.graph.model))(IMAGES)) < 1e-9
+        error.append(measures.relative_mse(want, ort_run(serialize(int8_model(found, material)))(IMAGES)))
+    assert error[0] < left * error[1]
+
+
+def test_what_is_turned_over_and_shifted_stays_so_when_it_is_applied_again() -> None:
+    for graph in (leaning(kernel=3), offset()):
+        material = Material([IMAGES], ort_run, MATERIAL.placement)
+        once = Equalize().apply(Prepared(graph, material.observe(graph)), material)
+        twice = Equalize().apply(once, material)
+        for before, after in zip(weights(once.graph), weights(twice.graph), strict=True):
+            np.testing.assert_allclose(after, before, rtol=0.05, atol=0.05 * np.abs(before).max())
+
+
+def weights(graph: Graph) -> list[Array]:
+    return [graph.weight(str(name)) for layer in graph.layers for name in (layer.weight, layer.bias)]
 
 
 @pytest.mark.parametrize("other", ["fp32", "int8"])
