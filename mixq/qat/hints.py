@@ -7,12 +7,14 @@ reconstructs block by block).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
-from mixq.graph.cut import joints
+from mixq.graph.cut import Cut, joints
 from mixq.graph.layers import row_shapes
 from mixq.graph.model import Graph, serialize, with_outputs
 from mixq.qat.loss import Hints, Lessons
+
+MOST = 5  # of all that there are: each costs time, and what it saves buys more in steps
 
 
 def find_hints(graph: Graph, trained: Collection[str], lessons: Lessons, weight: float) -> Hints | None:
@@ -21,5 +23,12 @@ def find_hints(graph: Graph, trained: Collection[str], lessons: Lessons, weight:
         return None
     first = min(graph.positions[name] for name in trained)
     found = [cut for cut in joints(graph, row_shapes(graph.model, lessons.batches[0])) if cut.position > first]
-    tensors = tuple(name for cut in found for name in cut.tensors)
+    tensors = tuple(name for cut in _spread(found) for name in cut.tensors)
     return Hints(tensors, weight, serialize(with_outputs(graph.model, tensors))) if tensors else None
+
+
+def _spread(cuts: Sequence[Cut]) -> list[Cut]:
+    """At most MOST of them, from the first to the last at even distances."""
+    if len(cuts) <= MOST:
+        return list(cuts)
+    return [cuts[round(index * (len(cuts) - 1) / (MOST - 1))] for index in range(MOST)]

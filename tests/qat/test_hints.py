@@ -12,12 +12,12 @@ from mixq.config import RecipeStep, Training
 from mixq.evaluator import Evaluator
 from mixq.graph import Graph, serialize
 from mixq.graph.model import with_outputs
-from mixq.qat.hints import find_hints
+from mixq.qat.hints import MOST, find_hints
 from mixq.qat.loss import Lessons
 from mixq.runtimes import get_runtime
 from mixq.show import configuration as shown_configuration
 from mixq.task import Array, Inputs
-from tests.helpers import CALIBRATE, images, ort_run, residual
+from tests.helpers import CALIBRATE, Net, images, ort_run, residual
 from tests.qat.networks import all_qat, all_trained, trainer_of, uneven
 from tests.qat.test_loss import WithTargets
 
@@ -47,6 +47,20 @@ def test_those_behind_a_trained_layer_are_wanted(graph: Graph) -> None:
     assert tensors("right") == (head,)
     assert tensors("head") == ()  # behind it are the outputs alone
     assert find_hints(graph, graph.layer_names, lessons, 0.0) is None
+
+
+def test_of_many_some_are_wanted_from_the_first_to_the_last() -> None:
+    net = Net(3, 8, 8, name="image")
+    between = ["image"]
+    for index in range(3 * MOST):
+        between.append(net.conv(between[-1], 3, f"layer{index}"))
+    graph = net.graph(between.pop(), example=BATCHES[0], ranks=[4])
+    lessons = Lessons(BATCHES, ort_run, lambda: serialize(graph.model))
+    hints = find_hints(graph, graph.layer_names, lessons, 1.0)
+    assert hints is not None
+    found = [between.index(name) for name in hints.tensors]
+    assert (found[0], found[-1], len(found)) == (1, len(between) - 1, MOST)
+    assert set(np.diff(found)) <= {3, 4}
 
 
 def test_the_loss_is_that_of_the_outputs_and_the_weighted_mean_of_theirs(graph: Graph) -> None:
