@@ -22,6 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         code = _run(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads what is printed has gone (head, less): nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        return FAILED
     except InputError as error:
         print(f"mixq: {shown(str(error))}", file=sys.stderr)
         return BAD_INPUT

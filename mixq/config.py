@@ -169,6 +169,15 @@ class Training(_Value):
     scales: bool = True
     hints: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
+    def __str__(self) -> str:
+        """As in "50 steps at 0.1, from a shared start of 100 steps, hints 1": what is the default is left out."""
+        said = [f"{self.steps} steps at {self.learning_rate:g}"]
+        said += [f"from a shared start of {self.bank} steps"] if self.bank else []
+        said += [] if self.scales else ["scales as calibrated"]
+        said += [f"hints {self.hints:g}"] if self.hints else []
+        said += [f"seed {self.seed}"] if self.seed else []
+        return ", ".join(said)
+
 
 _WRITTEN = "give a best.json that a search or an export wrote"
 

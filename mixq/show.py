@@ -136,8 +136,7 @@ def configuration(config: MixedPrecisionConfig) -> str:
     steps = "; ".join(f"{s.name} {dict(s.params)}" for s in config.recipe) or "-"
     lines = [f"config {config.id} for model {config.model}, rest {config.rest}, recipe {steps}"]
     if config.training is not None:
-        hints = f", hints {config.training.hints:g}" if config.training.hints else ""
-        lines.append(f"training: {config.training.steps} steps at {config.training.learning_rate}{hints}")
+        lines.append(f"training: {config.training}")
     return "\n".join([*lines, table(("layer", "scheme"), [(n, str(s)) for n, s in config.schemes.items()])])
 
 

@@ -240,6 +240,13 @@ def test_training_is_given_exactly_with_qat() -> None:
             uniform("m", ["a"], scheme, training=given_training)
 
 
+def test_a_training_says_what_is_not_the_default() -> None:
+    assert str(Training(steps=50, learning_rate=0.1)) == "50 steps at 0.1"
+    whole = Training(steps=50, learning_rate=0.1, bank=100, scales=False, hints=0.5, seed=2)
+    want = "50 steps at 0.1, from a shared start of 100 steps, scales as calibrated, hints 0.5, seed 2"
+    assert str(whole) == want
+
+
 def test_a_file_from_before_hints_is_of_a_training_without() -> None:
     known = json.loads(uniform("m", ["a"], QAT, training=Training(steps=10, learning_rate=0.1)).to_json())
     del known["training"]["hints"]

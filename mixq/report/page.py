@@ -77,10 +77,7 @@ def _layers(best: Trial | None, sensitivity: pd.DataFrame | None) -> Markup:
     if best.evaluation is not None and best.evaluation.conversions is not None:
         facts += f" {best.evaluation.conversions} executed conversions between floats and codes."
     if config.training is not None:
-        training = config.training
-        facts += f" Trained for {training.steps} steps at a learning rate of {training.learning_rate:g}"
-        facts += f", from a start of {training.bank} steps that all share" if training.bank else ""
-        facts += f", hints counting {training.hints:g}" if training.hints else ""
+        facts += f" Training: {config.training}"
         facts += f", {best.evaluation.train_s:.0f} s." if best.evaluation is not None else "."
     chips = [join(_chip(scheme), f" {count} ") for scheme, count in config.counts().items()]
     rows = [_layer_row(row) for row in layer_table(best, sensitivity).to_dict("records")]

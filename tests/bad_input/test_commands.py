@@ -216,3 +216,14 @@ def test_the_installed_command_says_the_same(files: Path, here: Path) -> None:
         assert (done.returncode, done.stdout) == (cli.BAD_INPUT, "")
         check(done.stderr)
         assert contents(here) == {}
+
+
+def test_a_reader_that_goes_away_gets_no_traceback(searched: Path) -> None:
+    """As in `mixq show ... | head`."""
+    arguments = [str(Path(sys.executable).with_name("mixq")), "show", str(searched / "best.json")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == cli.FAILED
