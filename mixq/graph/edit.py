@@ -27,6 +27,16 @@ def content(value: ir.Value) -> Array:
     return value.const_value.numpy()
 
 
+def set_content(value: ir.Value, array: Array) -> None:
+    """Let a constant hold `array`, in float32."""
+    value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
+
+
+def is_own(value: ir.Value) -> bool:
+    """Whether it is a constant that one node alone reads, at one place."""
+    return value.is_initializer() and len(list(value.uses())) == 1
+
+
 def insert_behind(graph: ir.Graph, value: ir.Value, nodes: Iterable[ir.Node]) -> None:
     """Put `nodes` right after the producer of `value`, or first where it is a graph input."""
     producer = value.producer()

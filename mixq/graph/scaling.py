@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from mixq.graph.edit import content, nodes_by_name
+from mixq.graph.edit import content, is_own, nodes_by_name, set_content
 from mixq.graph.model import Graph
 from mixq.task import Array
 
@@ -146,7 +146,7 @@ def _float_inputs(node: ir.Node) -> list[ir.Value]:
 def _own(node: ir.Node, indices: Iterable[int]) -> bool:
     """Whether the constants at `indices` are read by this node alone."""
     values = [node.inputs[index] for index in indices if index < len(node.inputs)]
-    return all(v is None or (v.is_initializer() and len(list(v.uses())) == 1) for v in values)
+    return all(value is None or is_own(value) for value in values)
 
 
 def _factor_axis(node: ir.Node, shape: tuple[int, ...]) -> int | None:
@@ -237,5 +237,4 @@ def _constants(node: ir.Node) -> list[ir.Value]:
 
 
 def _multiply(value: ir.Value, factor: Array) -> None:
-    changed = (content(value).astype(np.float64) * factor).astype(np.float32)
-    value.const_value = ir.tensor(changed, name=value.name)
+    set_content(value, content(value).astype(np.float64) * factor)

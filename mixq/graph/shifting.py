@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from mixq.graph.edit import content, nodes_by_name
+from mixq.graph.edit import content, is_own, nodes_by_name, set_content
 from mixq.graph.layers import bias_place
 from mixq.graph.model import Graph
 from mixq.graph.scaling import NORMALIZATIONS, ScaleGroup, read_channels, read_weight
@@ -80,10 +80,10 @@ def _bias(layer: ir.Node) -> ir.Value | None:
 
 
 def _own(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer() and len(list(value.uses())) == 1
+    return value is not None and is_own(value)
 
 
 def _add(value: ir.Value | None, amount: Array) -> None:
     if value is None:
         raise ValueError("a shift needs a constant to be added to")
-    value.const_value = ir.tensor((content(value) + amount).astype(np.float32), name=value.name)
+    set_content(value, content(value) + amount)
